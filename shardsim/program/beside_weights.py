@@ -41,22 +41,22 @@ def _beside(block: Block, where: Where) -> Iterator[Task]:
             continue
         if not isinstance(task, Collective) or task.role != "tensor" or task.purpose != "block":
             if isinstance(task, Compute) and task.kind == "attention":
-                yield from (*waits, *held)
+                yield from waits + held
                 waits, held = [], []
             yield task
             continue
         ring = runs_as_ring(task, where.layout)
         apart = replace(task, count=task.count * np.logical_not(ring))
-        rung = [replace(task, count=task.count * ring)] if somewhere(ring) else []
+        rung: list[Task] = [replace(task, count=task.count * ring)] if somewhere(ring) else []
         if task.kind in SETTLING:
-            yield from (*waits, *rung, Start(task=apart), *held, Await(name=task.name))
+            yield from [*waits, *rung, Start(task=apart), *held, Await(name=task.name)]
             waits, held = [], []
             continue
-        yield from (*waits, *held)
+        yield from waits + held
         waits, held = [], []
         if task.partners and makers.issuperset(task.partners):
-            yield from (*rung, Start(task=apart))
+            yield from [*rung, Start(task=apart)]
             waits = [Await(name=task.name)]
         else:
             yield task
-    yield from (*waits, *held)
+    yield from waits + held

@@ -44,6 +44,7 @@ from shardsim.program.gpu_rules import (
     attend_apart,
     attend_by_cudnn,
     copy_in_and_out,
+    exchange_beside_another_microbatch,
     keep_in_place,
     narrow_both_ways,
     pad_for_products_of_8_bits,
@@ -204,6 +205,13 @@ ON_GPU: Mapping[str, tuple[Rule, ...]] = {
         copy_in_and_out,
     ),
     "trainer": (*_OF_LIBRARIES, add_up_summands, settle_beside_weights),
+    # Megatron's forward and backward passes of two microbatches at once.
+    "combined-1f1b": (
+        *_OF_LIBRARIES,
+        add_up_summands,
+        settle_beside_weights,
+        exchange_beside_another_microbatch,
+    ),
     # The tensors first that torchtitan's own code makes, then how they move.
     "torchtitan": (
         *_OF_LIBRARIES,

@@ -11,6 +11,9 @@ from shardsim.machine import Chip, Machine
 from shardsim.model import Model
 from shardsim.plan.plan import MeshAxis
 
+COMBINED = "combined-1f1b"  # of `program.passes`
+# Words for what is sent to experts beside another microbatch's work.
+_BESIDE_OTHERS = r"(?<!no )(a2a|all-?to-?all|expert[- _]parallel[- _]comm\w*|1f1b)[- _]overlap"
 TRAINER = "trainer"  # who runs published runs, where nothing else is known of their library
 FULL: Mapping[str, Any] = {"save": [], "offload": []}
 KEEPS_ALL: Mapping[str, Any] = {
@@ -40,6 +43,9 @@ class Library:
     collective_matmul: bool = True  # else only where a row says so
     rings_beside_experts: bool = True  # else not where a model has experts
     whole_experts: bool = False  # an expert axis has the tensor axis inside
+    by_block: bool = False  # computes whole layers again one by one, as few as must be
+    # Models whose recipes run what is sent to experts beside another microbatch.
+    beside_others: str = ""
     every_second_product: bool = False  # is what its "selective" computes again
     # Weights are whole over context and expert axes, state is split over data.
     state_over_data: bool = False
@@ -64,6 +70,7 @@ class Library:
 # are cast once a step; benchmarks of it set `grad_reduce_in_fp32` to false, so that sums of
 # gradients are in bf16 too, and microbatches of one sequence; an expert axis may take in that of
 # tensors (arXiv 2504.14960). `tp_comm_overlap` is off: over a tensor axis what is forward waits.
+# `recompute_method: block` computes some layers again and not the others.
 MEGATRON = Library(
     words="megatron",
     remat=KEEPS_ALL,
@@ -71,16 +78,19 @@ MEGATRON = Library(
     precision={"parameters": "bf16", "master": "f32"},
     microbatch=1,
     collective_matmul=False,
+    by_block=True,
 )
 # Megatron as its recipes for H100 run it: of dense models `tp_comm_overlap` is on, of experts off,
-# and an expert lies whole on one GPU, so that an expert axis has that of tensors inside
-# (`expert_tensor_parallel_size` 1: NVIDIA-NeMo/Megatron-Bridge at 067f987d, perf_recipes).
+# an expert lies whole on one GPU, so that an expert axis has that of tensors inside
+# (`expert_tensor_parallel_size` 1), and `overlap_moe_expert_parallel_comm` is on for the largest
+# Qwen3 (NVIDIA-NeMo/Megatron-Bridge at 067f987d, src/megatron/bridge/perf_recipes).
 NEMO = replace(
     MEGATRON,
     words=r"megatron[-_ .]?bridge|\bnemo",
     collective_matmul=True,
     rings_beside_experts=False,
     whole_experts=True,
+    beside_others=r"qwen3\W*235b",
 )
 
 LIBRARIES = (
@@ -179,9 +189,13 @@ def library_of(source: str, named: str = "") -> Library | None:
     return next(found, None)
 
 
-def implementation_of(library: Library | None, chip: Chip) -> str:
-    """Return what a library is known to do beyond a plan, of `program.passes`."""
-    return library.implementation if library and chip.kind == "gpu" else TRAINER
+def implementation_of(library: Library | None, chip: Chip, model: str = "", words: str = "") -> str:
+    """Return what a library is known to do beyond a plan, of `program.passes`; `words` are a row's
+    for its techniques."""
+    if not library or chip.kind != "gpu":
+        return TRAINER
+    recipe = library.beside_others and re.search(library.beside_others, model.lower())
+    return COMBINED if recipe or re.search(_BESIDE_OTHERS, words) else library.implementation
 
 
 def kernel_of(

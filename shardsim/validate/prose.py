@@ -8,6 +8,7 @@ docs/runs.md; what it says that is not modelled is refused.
 from __future__ import annotations
 
 import re
+from bisect import bisect
 from collections.abc import Mapping
 from dataclasses import replace
 from math import gcd, prod
@@ -26,6 +27,7 @@ from shardsim.validate.formats import optimizer_of, precision_of
 from shardsim.validate.job import batch_of, machine_of
 from shardsim.validate.libraries import (
     ATTENTION_KEPT,
+    FULL,
     TRAINER,
     Library,
     every_second_product,
@@ -141,7 +143,8 @@ def from_prose(row: Mapping[str, Any], where: str) -> Run:
         raise FileError(f"{where} ({run.id[:60]!r}): {error}") from None
     if not run.measured and (said := row.get("measured")):
         notes.append(f"measured: no rate is read of {', '.join(map(str, said))[:120]}")
-    made = implementation_of(library, run.plans[0].machine.chip)
+    words = f"{_lower(row, 'tricks')} {_lower(row, 'parallelism')}"
+    made = implementation_of(library, run.plans[0].machine.chip, str(row.get("model") or ""), words)
     return replace(run, notes=tuple(notes), implementation=made)
 
 
@@ -149,7 +152,14 @@ def _that_fits(
     run: Run, data: Mapping[str, Any], library: Library, where: str, notes: list[str]
 ) -> Run:
     """Return a run whose remat is not stated and whose library's own does not fit, as it may have
-    run: with what the library offloads, or with the least recomputation that fits."""
+    run: with what the library offloads, or with the least recomputation that fits.
+
+    A library that computes layers again one by one has as few of them as must be. Over stages, of
+    which each has other ones, and where its recipes compute small parts of layers instead, it is
+    taken to keep what it does by itself.
+    """
+    if library.by_block:
+        return _by_block(run, data, library, where, notes)
     if library.offloads:
         other = read_run({**data, "remat": library.offloads}, where)
         how = (
@@ -163,6 +173,29 @@ def _that_fits(
         return run
     notes.append(f"remat: not stated, and {how}")
     return other
+
+
+def _by_block(
+    run: Run, data: Mapping[str, Any], library: Library, where: str, notes: list[str]
+) -> Run:
+    """Return a run that computes as few whole layers again as must be."""
+    plan = run.plans[0]
+    if any(axis.name == AXIS_NAMES["pipeline"] for axis in plan.mesh):
+        notes.append("remat: not stated; what its library keeps does not fit as predicted")
+        return run
+
+    def again(few: int) -> Run:
+        groups = [{"layers": few, **FULL}, {"layers": plan.model.layers - few, **library.remat}]
+        kept = FULL if few == plan.model.layers else groups
+        return read_run({**data, "remat": kept}, where)
+
+    if not _fits(again(plan.model.layers)):
+        return run
+    choices = range(plan.model.round_layers, plan.model.layers, plan.model.round_layers)
+    place = bisect(choices, False, key=lambda few: _fits(again(few)))
+    few = choices[place] if place < len(choices) else plan.model.layers
+    notes.append(f"remat: not stated; {few} whole layers again, as few as let it fit")
+    return again(few)
 
 
 def _fits(run: Run) -> bool:

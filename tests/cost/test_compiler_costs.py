@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from shardsim.cost.costs import compiler
 from shardsim.machine import Chip, chip_names, load_chip
 from shardsim.machine.op_costs import OpCosts
+from shardsim.program.rules import in_two
 from shardsim.program.tasks import Compute
+from shardsim.validate.op_fit import read_points
 
 COSTS = OpCosts(
     matmul_efficiency=0.5,
@@ -168,3 +170,26 @@ def test_arrays_are_priced_as_numbers(kind):
         numbers = {name: float(values[index]) for name, values in columns.items()}
         one = Compute(name="one", kind=kind, matmuls=matmuls, **numbers)
         assert compiler(chip).operation(one).total_s == pytest.approx(together[index], rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["v4", "v5p", "v6e", "tpu7x"])
+def test_an_activation_alone_takes_what_the_compiler_estimates_within_a_third(name: str) -> None:
+    """Of the twelve vector operations of one in a product's end. The compiler's figures are those
+    of shardsim/validate/data/op_cycles.csv."""
+    chip = load_chip(name)
+    table = read_points().cycles[name]
+    rows = {op: cycles for op, cycles in table.items() if op.name == "gelu" and op.m >= 4096}
+    large = {op: cycles for op, cycles in rows.items() if op.n >= 4096}
+    assert len(large) >= 2
+    for op, cycles in large.items():
+        product = Compute(
+            **{"name": "product", "kind": "matmul", "m": op.m, "k": 1024, "n": op.n},
+            matmuls=1,
+            pointwise=op.m * op.n,
+            vector_ops=12.0 * op.m * op.n,
+            hbm_bytes=2.0 * (op.m * 1024 + 1024 * op.n + op.m * op.n),
+        )
+        _, alone = in_two(product)
+        assert alone.vector_ops == 4.0 * op.m * op.n
+        cost = compiler(chip).operation(alone)
+        assert 3 / 4 < float(cost.total_s) * chip.clock_hz / cycles < 4 / 3
