@@ -52,7 +52,10 @@ _MUST = re.compile(
 # DeepSpeed's stages, and what PyTorch's FSDP calls them.
 _ZERO = re.compile(r"\bzero[- _]*(?:stage[- _:=]*)?(\d+)\b|\bshard_grad_op\b")
 _SHARDED = re.compile(r"(?<!no )(?<!without )\b(fsdp|full_shard|shard_grad_op)\b")
-_ONLY_DATA = r"data[- ]parallel only|pure data[- ]parallel|\bpure dp\b|\bdata only\b|^data$"
+_ONLY_DATA = (
+    r"data[- ]parallel only|pure data[- ]parallel|\bpure dp\b|\bdata only\b"
+    r"|^\W*(data([- ]parallel(ism)?)?|d?dp)\W*$"
+)
 _LIST = r"[(\[{]\s*([^()\[\]{}]*?)\s*[)\]}]"
 _KIND = r"(?:[- ]?(?:model[- ])?(?:parallel(?:ism)?|axis|stages?|shards?|sharding|dim(?:ension)?))"
 _OF = r"(?:(?:of )?(?:size|degree)|of|over)"
