@@ -101,7 +101,11 @@ def attends(task: Task) -> TypeGuard[Compute]:
     return isinstance(task, Compute) and task.purpose in (ATTENTION, ATTENTION_GRADIENT)
 
 
-APART = 4.0 / 12.0
+# Of the vector operations of what is done in a product's end, those that count in a pass of its
+# own: libtpu estimates ReLU, GELU and SiLU alike, at little more than their bytes, and half of what
+# all twelve operations of an activation would make of them (v4, v5p, v6e, tpu7x; gated, and their
+# gradients too).
+APART = 1.0 / 6.0
 
 
 def in_two(task: Compute) -> list[Task]:
