@@ -89,9 +89,10 @@ op_costs_option = click.option(
 as_option = click.option(
     "--as",
     "implementation",
-    type=click.Choice(["emitted", "trainer", "torchtitan", "ideal"]),
+    type=click.Choice(["emitted", "trainer", "combined-1f1b", "torchtitan", "ideal"]),
     help="What is done beyond the plan: what the exported code does under the TPU compiler, what a "
-    "training library does (torchtitan on GPUs with what its own code adds), or nothing; if left "
+    "training library does (on GPUs combined-1f1b, with what goes to experts beside another "
+    "microbatch, and torchtitan with what its own code adds), or nothing; if left "
     "out, emitted, with physical costs ideal.",
 )
 

@@ -189,8 +189,8 @@ def predict(
 
     `plan` may be a file, or the name of a shipped one. `layout` replaces the one that its rules
     resolve to. Operations take `costs`, "physical" or "compiler", or what the plan says; the step
-    is done as `implementation` ("emitted", "trainer", "ideal", on GPUs "torchtitan") says, by
-    default as goes with the costs (`program.passes.USUAL`).
+    is done as `implementation` ("emitted", "trainer", "ideal", on GPUs "combined-1f1b" and
+    "torchtitan") says, by default as goes with the costs (`program.passes.USUAL`).
     """
     plan = as_plan(plan)
     layout = layout or resolve(plan)

@@ -14,12 +14,22 @@ import numpy as np
 
 from shardsim.ops.attend import APART_MASKED
 from shardsim.ops.attend_kernels import CUDNN_MULTIPLE
+from shardsim.ops.exchange import ROUTED
 from shardsim.plan.layout import Number
 from shardsim.plan.precision import NARROW
 from shardsim.program.quantise import OPS
 from shardsim.program.rings import SUM_BYTES, runs_as_ring
-from shardsim.program.rules import Where, attends, changed, copy, in_two, stream, width
-from shardsim.program.schedule import Block, Task
+from shardsim.program.rules import (
+    LAYER_PHASES,
+    Where,
+    attends,
+    changed,
+    copy,
+    in_two,
+    stream,
+    width,
+)
+from shardsim.program.schedule import Await, Block, Start, Task
 from shardsim.program.tasks import (
     ATTENTION_GRADIENT,
     KEEP,
@@ -195,6 +205,25 @@ def send_once_to_each_node(block: Block, where: Where) -> Block:
         ]
 
     return changed(block, change) if np.any(np.greater(nodes, 1)) else block
+
+
+def exchange_beside_another_microbatch(block: Block, where: Where) -> Block:
+    """Send tokens to experts and back while another microbatch runs the other way: forward beside
+    gradients, gradients beside what is forward (`combined_1f1b_schedule_for_interleaved_pipelining`
+    in megatron/core/pipeline_parallel/combined_1f1b.py, NVIDIA/Megatron-LM at d98e8a64). What a
+    layer sends is taken to be hidden by as much work as it has itself."""
+
+    def sent(task: Task) -> TypeGuard[Collective]:
+        routed = isinstance(task, Collective) and task.purpose == ROUTED
+        return routed and getattr(task, "role", "") == "expert"
+
+    if block.phase not in LAYER_PHASES or not any(map(sent, block.tasks)):
+        return block
+    moves = [task for task in block.tasks if sent(task)]
+    rest = [task for task in block.tasks if not sent(task)]
+    starts = [Start(task=task) for task in moves]
+    ends = [Await(name=task.name) for task in moves]
+    return replace(block, tasks=(*starts, *rest, *ends))
 
 
 def pad_for_products_of_8_bits(block: Block, where: Where) -> Block:

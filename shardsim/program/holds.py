@@ -378,7 +378,7 @@ ON_GPU: Mapping[str, Passes] = {
     "emitted": replace(_GPU, at_once=True),
     # A library's step is PyTorch's, which recomputes nothing that nobody asked for.
     **dict.fromkeys(
-        ("trainer", "torchtitan"),
+        ("trainer", "combined-1f1b", "torchtitan"),
         replace(
             HOLDS["trainer"],
             scarce=None,

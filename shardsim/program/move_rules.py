@@ -105,11 +105,13 @@ def _gathered_in_8_bits(block: Block, where: Where, turned: float) -> Block:
 
 
 def exchange_parts_of_embed(block: Block, where: Where) -> Block:
-    """Exchange over an expert axis what each member of the tensor axis has of embed, and gather it
-    where experts are; back, scatter its sums there before they return.
+    """Exchange over an expert axis what each member of the tensor axis has of embed, or as much of
+    its tokens, and gather it where experts are; back, scatter its sums there before they return.
 
     MaxText's `activation_embed_moe` lies over tensor (AI-Hypercomputer/maxtext at e591f30cb,
-    configs/base.yml and `dense_matmul` in layers/moe.py).
+    configs/base.yml and `dense_matmul` in layers/moe.py); Megatron's dispatcher sends the tokens
+    that each member has, and gathers behind that (`MoEAlltoAllTokenDispatcher` in
+    megatron/core/transformer/moe/token_dispatcher.py, NVIDIA/Megatron-LM at d98e8a64).
     """
     tensor = where.layout.tensor.size
 

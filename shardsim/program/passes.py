@@ -36,6 +36,7 @@ from shardsim.program.attention_rules import (
     two_backward_kernels,
     wait_for_the_last,
 )
+from shardsim.program.beside_weights import settle_beside_weights
 from shardsim.program.end_rules import join_all_ends, join_ends, rotate_halves
 from shardsim.program.gpu_rules import (
     activate_apart,
@@ -43,6 +44,7 @@ from shardsim.program.gpu_rules import (
     attend_apart,
     attend_by_cudnn,
     copy_in_and_out,
+    exchange_beside_another_microbatch,
     keep_in_place,
     narrow_both_ways,
     pad_for_products_of_8_bits,
@@ -179,6 +181,7 @@ _OF_LIBRARIES: tuple[Rule, ...] = (
     narrow_both_ways,
     pad_for_products_of_8_bits,
     gather_in_8_bits_and_turn,
+    exchange_parts_of_embed,
     send_once_to_each_node,
     keep_in_place,
 )
@@ -188,8 +191,10 @@ ON_GPU: Mapping[str, tuple[Rule, ...]] = {
     "ideal": (
         *IMPLEMENTATIONS["ideal"],
         gather_in_8_bits,
+        exchange_parts_of_embed,
         send_once_to_each_node,
         add_up_summands,
+        settle_beside_weights,
     ),
     "emitted": (
         share_tiles,
@@ -199,7 +204,14 @@ ON_GPU: Mapping[str, tuple[Rule, ...]] = {
         attend_by_cudnn,
         copy_in_and_out,
     ),
-    "trainer": (*_OF_LIBRARIES, add_up_summands),
+    "trainer": (*_OF_LIBRARIES, add_up_summands, settle_beside_weights),
+    # Megatron's forward and backward passes of two microbatches at once.
+    "combined-1f1b": (
+        *_OF_LIBRARIES,
+        add_up_summands,
+        settle_beside_weights,
+        exchange_beside_another_microbatch,
+    ),
     # The tensors first that torchtitan's own code makes, then how they move.
     "torchtitan": (
         *_OF_LIBRARIES,

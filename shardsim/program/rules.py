@@ -101,6 +101,13 @@ def attends(task: Task) -> TypeGuard[Compute]:
     return isinstance(task, Compute) and task.purpose in (ATTENTION, ATTENTION_GRADIENT)
 
 
+# Of the vector operations of what is done in a product's end, those that count in a pass of its
+# own: libtpu estimates ReLU, GELU and SiLU alike, at little more than their bytes, and half of what
+# all twelve operations of an activation would make of them (v4, v5p, v6e, tpu7x; gated, and their
+# gradients too).
+APART = 1.0 / 6.0
+
+
 def in_two(task: Compute) -> list[Task]:
     """Return a product, and what is fused into its end as a pass of its own.
 
@@ -112,7 +119,7 @@ def in_two(task: Compute) -> list[Task]:
     moved = 2.0 * task.pointwise * width(task) + read
     product = replace(task, hbm_bytes=task.hbm_bytes - read, vector_ops=0, pointwise=0)
     apart = stream(f"apply after {task.name}", "elementwise", moved, task.count)
-    return [product, *(replace(one, vector_ops=task.vector_ops) for one in apart)]
+    return [product, *(replace(one, vector_ops=task.vector_ops * APART) for one in apart)]
 
 
 def width(task: Compute) -> float:

@@ -11,6 +11,9 @@ from shardsim.machine import Chip, Machine
 from shardsim.model import Model
 from shardsim.plan.plan import MeshAxis
 
+COMBINED = "combined-1f1b"  # of `program.passes`
+# Words for what is sent to experts beside another microbatch's work.
+_BESIDE_OTHERS = r"(?<!no )(a2a|all-?to-?all|expert[- _]parallel[- _]comm\w*|1f1b)[- _]overlap"
 TRAINER = "trainer"  # who runs published runs, where nothing else is known of their library
 FULL: Mapping[str, Any] = {"save": [], "offload": []}
 KEEPS_ALL: Mapping[str, Any] = {
@@ -38,6 +41,11 @@ class Library:
     chunks: int = 0  # of a stage that is interleaved; 0: a row must say
     chips: Mapping[str, str] = field(default_factory=dict)  # what its published chips really are
     collective_matmul: bool = True  # else only where a row says so
+    rings_beside_experts: bool = True  # else not where a model has experts
+    whole_experts: bool = False  # an expert axis has the tensor axis inside
+    by_block: bool = False  # computes whole layers again one by one, as few as must be
+    # Models whose recipes run what is sent to experts beside another microbatch.
+    beside_others: str = ""
     every_second_product: bool = False  # is what its "selective" computes again
     # Weights are whole over context and expert axes, state is split over data.
     state_over_data: bool = False
@@ -56,6 +64,34 @@ class Library:
             replace(axis, torus=dict.fromkeys(("x", "y"), sides[axis.size])) for axis in mesh
         )
 
+
+# `recompute_granularity` is none (NVIDIA/Megatron-LM, megatron/training/arguments.py); its
+# distributed optimizer splits state over data, and keeps weights in float32 beside bf16 ones, which
+# are cast once a step; benchmarks of it set `grad_reduce_in_fp32` to false, so that sums of
+# gradients are in bf16 too, and microbatches of one sequence; an expert axis may take in that of
+# tensors (arXiv 2504.14960). `tp_comm_overlap` is off: over a tensor axis what is forward waits.
+# `recompute_method: block` computes some layers again and not the others.
+MEGATRON = Library(
+    words="megatron",
+    remat=KEEPS_ALL,
+    state_over_data=True,
+    precision={"parameters": "bf16", "master": "f32"},
+    microbatch=1,
+    collective_matmul=False,
+    by_block=True,
+)
+# Megatron as its recipes for H100 run it: of dense models `tp_comm_overlap` is on, of experts off,
+# an expert lies whole on one GPU, so that an expert axis has that of tensors inside
+# (`expert_tensor_parallel_size` 1), and `overlap_moe_expert_parallel_comm` is on for the largest
+# Qwen3 (NVIDIA-NeMo/Megatron-Bridge at 067f987d, src/megatron/bridge/perf_recipes).
+NEMO = replace(
+    MEGATRON,
+    words=r"megatron[-_ .]?bridge|\bnemo",
+    collective_matmul=True,
+    rings_beside_experts=False,
+    whole_experts=True,
+    beside_others=r"qwen3\W*235b",
+)
 
 LIBRARIES = (
     # `build_remat_spec` keeps the projections of attention, and its result only where it is not
@@ -95,18 +131,8 @@ LIBRARIES = (
         collective_matmul=False,
         every_second_product=True,
     ),
-    # `recompute_granularity` is none (NVIDIA/Megatron-LM, megatron/training/arguments.py); its
-    # distributed optimizer splits state over data, and keeps weights in float32 beside bf16 ones,
-    # which are cast once a step; its benchmarks set `grad_reduce_in_fp32` to false, so that sums of
-    # gradients are in bf16 too, and microbatches of one sequence; an expert axis may take in that
-    # of tensors (NVIDIA-NeMo/Megatron-Bridge at 067f987d, scripts/performance; arXiv 2504.14960).
-    Library(
-        words="megatron|nemo",
-        remat=KEEPS_ALL,
-        state_over_data=True,
-        precision={"parameters": "bf16", "master": "f32"},
-        microbatch=1,
-    ),
+    NEMO,
+    MEGATRON,
     # Its `llama` and `llama-scan` compute whole layers again (AI-Hypercomputer/torchprime at
     # 1d2842b5, configs/model/remat); weights are made in bf16, the optimizer is Adafactor (at
     # 00d315c1, torch_xla_models/train.py).
@@ -136,7 +162,20 @@ LIBRARIES = (
 _UNFUSED = (
     r"\b(unfused|dot_product|(no|without|not) (flash|fused)|(vanilla|naive|eager) attention)\b"
 )
-_FUSED_GPU = "2205"  # FlashAttention is arXiv 2205.14135; it never ran on a V100
+# MaxText's `attention=flash` has been JAX's splash attention since January 2024 (d4d39937a); these
+# recipes begin in September.
+_SPLASH = "tpu-recipes"
+_FUSED_GPU = "2206"  # FlashAttention is arXiv 2205.14135; it never ran on a V100
+
+
+def paper_before(source: str, month: str) -> bool:
+    """Return whether a source is a paper of before a month, by its number on arXiv.
+
+    >>> paper_before("arXiv 2104.04473", "2205"), paper_before("arXiv 2205.05198", "2205")
+    (True, False)
+    """
+    paper = re.search(r"arxiv[: ]*(\d{4})\.\d{4,5}", source.lower())
+    return bool(paper and paper[1] < month)
 
 
 def library_of(source: str, named: str = "") -> Library | None:
@@ -150,9 +189,13 @@ def library_of(source: str, named: str = "") -> Library | None:
     return next(found, None)
 
 
-def implementation_of(library: Library | None, chip: Chip) -> str:
-    """Return what a library is known to do beyond a plan, of `program.passes`."""
-    return library.implementation if library and chip.kind == "gpu" else TRAINER
+def implementation_of(library: Library | None, chip: Chip, model: str = "", words: str = "") -> str:
+    """Return what a library is known to do beyond a plan, of `program.passes`; `words` are a row's
+    for its techniques."""
+    if not library or chip.kind != "gpu":
+        return TRAINER
+    recipe = library.beside_others and re.search(library.beside_others, model.lower())
+    return COMBINED if recipe or re.search(_BESIDE_OTHERS, words) else library.implementation
 
 
 def kernel_of(
@@ -166,8 +209,7 @@ def kernel_of(
     """
     if re.search(_UNFUSED, words):
         return "unfused"
-    paper = re.search(r"arxiv[: ]*(\d{4})\.\d{4,5}", source.lower())
-    if chip.name == "v100" or (chip.kind == "gpu" and paper and paper[1] <= _FUSED_GPU):
+    if chip.name == "v100" or (chip.kind == "gpu" and paper_before(source, _FUSED_GPU)):
         return "flash-2023" if "flash" in words else "unfused"
     late = chip.name in ("v6e", "tpu7x") or chip.kind == "gpu"
     if chip.kind == "tpu" and (own := re.search(r"\bflash-(2023|2048|two-kernels)\b", words)):
@@ -178,7 +220,7 @@ def kernel_of(
         return (library.late_attention if today else library.attention) if fused else "unfused"
     if chip.name in ("v6e", "tpu7x") and library:
         return library.late_attention
-    if late or "splash" in words:
+    if late or "splash" in words or ("flash" in words and _SPLASH in source.lower()):
         return "flash"
     if "flash" in words:
         return "flash-2023"

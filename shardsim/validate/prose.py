@@ -8,6 +8,7 @@ docs/runs.md; what it says that is not modelled is refused.
 from __future__ import annotations
 
 import re
+from bisect import bisect
 from collections.abc import Mapping
 from dataclasses import replace
 from math import gcd, prod
@@ -17,7 +18,7 @@ from shardsim.cost.predict import hbm_of
 from shardsim.errors import FileError, ShardsimError
 from shardsim.machine import Chip, Machine, default_slice, load_chip
 from shardsim.model import Model
-from shardsim.plan.layout import EMBED_SHARDED, SEQUENCE_SHARDED
+from shardsim.plan.layout import EMBED_SHARDED, REPLICATED, SEQUENCE_SHARDED
 from shardsim.plan.precision import DTYPE_BYTES
 from shardsim.plan.resolve import AXIS_NAMES, rules_data
 from shardsim.validate.dims import model_of, sequence_of, with_printed_slots
@@ -26,12 +27,14 @@ from shardsim.validate.formats import optimizer_of, precision_of
 from shardsim.validate.job import batch_of, machine_of
 from shardsim.validate.libraries import (
     ATTENTION_KEPT,
+    FULL,
     TRAINER,
     Library,
     every_second_product,
     implementation_of,
     kernel_of,
     library_of,
+    paper_before,
 )
 from shardsim.validate.remat_words import remat_of
 from shardsim.validate.rows import REST, Run, read_run
@@ -70,6 +73,13 @@ _SPLIT_WORDS = (
 )
 # A tensor axis over which the residual stream is split by tokens, not by embed.
 _BY_TOKENS = r"(?<!no )(?<!without )sequence[- _]parallel|tensor_sequence"
+_WHOLE = r"\b(no|without) sequence[- _]parallel"  # over which it is split by nothing
+_SPLIT_BY_TOKENS = "2205"  # since sequence parallelism on GPUs, arXiv 2205.05198
+# Collective matmul, as libraries of GPUs call it.
+_RINGS = (
+    r"(?<!no )(?<!without )"
+    r"(async[- _]?(tp|tensor)|(tp|tensor)[- _](comm\w*[- _])?overlap|user[- _]?buffers)"
+)
 # Sizes that a source does not state: of a tensor axis; chips and images a step of a row without.
 _TENSOR_SIZES, _CHIPS, _BATCHES = (1, 2, 4, 8, 16), (256, 512, 1024), (4096, 16384, 65536)
 _ROW_COUNTS = {
@@ -133,7 +143,8 @@ def from_prose(row: Mapping[str, Any], where: str) -> Run:
         raise FileError(f"{where} ({run.id[:60]!r}): {error}") from None
     if not run.measured and (said := row.get("measured")):
         notes.append(f"measured: no rate is read of {', '.join(map(str, said))[:120]}")
-    made = implementation_of(library, run.plans[0].machine.chip)
+    words = f"{_lower(row, 'tricks')} {_lower(row, 'parallelism')}"
+    made = implementation_of(library, run.plans[0].machine.chip, str(row.get("model") or ""), words)
     return replace(run, notes=tuple(notes), implementation=made)
 
 
@@ -141,7 +152,14 @@ def _that_fits(
     run: Run, data: Mapping[str, Any], library: Library, where: str, notes: list[str]
 ) -> Run:
     """Return a run whose remat is not stated and whose library's own does not fit, as it may have
-    run: with what the library offloads, or with the least recomputation that fits."""
+    run: with what the library offloads, or with the least recomputation that fits.
+
+    A library that computes layers again one by one has as few of them as must be. Over stages, of
+    which each has other ones, and where its recipes compute small parts of layers instead, it is
+    taken to keep what it does by itself.
+    """
+    if library.by_block:
+        return _by_block(run, data, library, where, notes)
     if library.offloads:
         other = read_run({**data, "remat": library.offloads}, where)
         how = (
@@ -155,6 +173,29 @@ def _that_fits(
         return run
     notes.append(f"remat: not stated, and {how}")
     return other
+
+
+def _by_block(
+    run: Run, data: Mapping[str, Any], library: Library, where: str, notes: list[str]
+) -> Run:
+    """Return a run that computes as few whole layers again as must be."""
+    plan = run.plans[0]
+    if any(axis.name == AXIS_NAMES["pipeline"] for axis in plan.mesh):
+        notes.append("remat: not stated; what its library keeps does not fit as predicted")
+        return run
+
+    def again(few: int) -> Run:
+        groups = [{"layers": few, **FULL}, {"layers": plan.model.layers - few, **library.remat}]
+        kept = FULL if few == plan.model.layers else groups
+        return read_run({**data, "remat": kept}, where)
+
+    if not _fits(again(plan.model.layers)):
+        return run
+    choices = range(plan.model.round_layers, plan.model.layers, plan.model.round_layers)
+    place = bisect(choices, False, key=lambda few: _fits(again(few)))
+    few = choices[place] if place < len(choices) else plan.model.layers
+    notes.append(f"remat: not stated; {few} whole layers again, as few as let it fit")
+    return again(few)
 
 
 def _fits(run: Run) -> bool:
@@ -225,7 +266,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         "model": model.to_mapping(),
         "sequence": sequence,
         "attention": kernel_of(chip, sequence, attention, library, str(row.get("source"))),
-        "overlap": _overlap(chip, words, f"{split.text} {precision}", library),
+        "overlap": _overlap(chip, words, f"{split.text} {precision}", library, model),
         "precision": precision_of(
             chip, precision, f"{precision} ; {words or ''} ; {_lower(row, 'optimizer')}", library
         ),
@@ -245,19 +286,20 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         data["remat"] = remat
     if machine is None:
         slices = [default_slice(chip, count).name for count in _CHIPS]
-        rest = split.rest(chip) or "data"
+        rest = split.rest(chip, library) or "data"
         data |= {"machine": slices, "batch": batch or list(_BATCHES)}
         data |= {"mesh": {AXIS_NAMES[rest]: REST}}
-        data |= _rules(split, {AXIS_NAMES[rest]}, chip, library)
+        data |= _rules(split, {AXIS_NAMES[rest]}, chip, library, row)
         return data | own
     if batch is None:
         raise FileError(NO_BATCH)
-    if chip.kind == "gpu" and (folded := split.fold(machine.devices)):
+    inside = bool(library and library.whole_experts)
+    if chip.kind == "gpu" and (folded := split.fold(machine.devices, inside)):
         notes.append(folded)
     return (
         data
         | {"machine": machine.name, "batch": batch}
-        | _mesh(split, machine, batch, model, library)
+        | _mesh(split, machine, batch, model, library, row)
         | own
     )
 
@@ -355,7 +397,12 @@ def _chip_name(row: Mapping[str, Any], library: Library | None) -> str:
 
 
 def _mesh(
-    split: Said, machine: Machine, batch: int, model: Model, library: Library | None
+    split: Said,
+    machine: Machine,
+    batch: int,
+    model: Model,
+    library: Library | None,
+    row: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return mesh, rules and pipeline of a row whose slices are known."""
     if split.unknown_tensor:
@@ -365,7 +412,7 @@ def _mesh(
             if model.heads % size == 0 and machine.devices_per_slice % size == 0
         ]
         return {"mesh": {"fsdp": REST, "model": sizes}}
-    mesh = split.sizes.mesh(machine, split.rest(machine.chip))
+    mesh = split.sizes.mesh(machine, split.rest(machine.chip, library))
     mesh = library.placed(mesh, machine) if library and machine.slices == 1 else mesh
     found = {axis.name: axis.size for axis in mesh}
     groups = prod(found.get(axis, 1) for axis in ("data", "fsdp", "expert"))
@@ -373,7 +420,7 @@ def _mesh(
         raise FileError(f"parallelism: how {groups} devices share one sequence is not said")
     data: dict[str, Any] = {
         "mesh": {axis.name: {"size": axis.size, "torus": dict(axis.torus)} for axis in mesh},
-        **_rules(split, set(found), machine.chip, library),
+        **_rules(split, set(found), machine.chip, library, row),
     }
     stages = found.get("stage", 1)
     if "microbatches" in split.counts:
@@ -399,19 +446,31 @@ def _divisor(number: int, most: int) -> int:
     return found if 2 * found > min(number, most) else min(number, most)
 
 
-def _rules(split: Said, names: set[str], chip: Chip, library: Library | None) -> dict[str, Any]:
+def _rules(
+    split: Said, names: set[str], chip: Chip, library: Library | None, row: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return rules where they are not the usual ones: of data parallelism only, of Megatron's
     expert axis, over which all but the experts is replicated (arXiv 2504.14960, section 3), and of
-    a tensor axis of GPUs, over which the residual stream is split by tokens (arXiv 2205.05198).
-    Optimizer state is split over data unless the row says that nothing is (ZeRO stage 0)."""
+    a tensor axis of GPUs, over which the residual stream is split by tokens (arXiv 2205.05198; by
+    nothing in papers before). Optimizer state is split over data unless the row says that nothing
+    is (ZeRO stage 0)."""
     gpu = chip.kind == "gpu"
     apart = split.replicated or bool(library and library.state_over_data)
-    by_tokens = gpu or re.search(_BY_TOKENS, f"{split.text} {' '.join(split.sizes.keys)}")
-    if not (apart or (by_tokens and "model" in names) or (gpu and "expert" in names)):
+    said = f"{split.text} {' '.join(split.sizes.keys)} {_lower(row, 'tricks')}"
+    residual = EMBED_SHARDED
+    if re.search(_WHOLE, said):
+        residual = REPLICATED
+    elif re.search(_BY_TOKENS, said):
+        residual = SEQUENCE_SHARDED
+    elif gpu:
+        early = paper_before(str(row.get("source") or ""), _SPLIT_BY_TOKENS)
+        residual = REPLICATED if early else SEQUENCE_SHARDED
+    unusual = residual != EMBED_SHARDED and "model" in names
+    if not (apart or unusual or (gpu and "expert" in names)):
         return {}
     rules = rules_data(
         names,
-        residual=SEQUENCE_SHARDED if by_tokens else EMBED_SHARDED,
+        residual=residual,
         optimizer_over_data=apart and split.zero != 0,
         context_shards_parameters=not apart,
         expert_shards_parameters=False,
@@ -419,12 +478,16 @@ def _rules(split: Said, names: set[str], chip: Chip, library: Library | None) ->
     return {"rules": rules}
 
 
-def _overlap(chip: Chip, words: str | None, said: str, library: Library | None) -> dict[str, Any]:
+def _overlap(
+    chip: Chip, words: str | None, said: str, library: Library | None, model: Model
+) -> dict[str, Any]:
     """Return what waits behind what. On GPUs reductions have a stream of their own (PyTorch's FSDP,
     Megatron's `overlap_grad_reduce`)."""
     gpu = chip.kind == "gpu"
-    rings = not library or library.collective_matmul
-    rings = rings or re.search(r"async[- _]?(tp|tensor)", f"{words or ''} {said}") is not None
+    rings = library.collective_matmul if library else not gpu
+    if library and model.experts is not None:
+        rings = rings and library.rings_beside_experts
+    rings = rings or re.search(_RINGS, f"{words or ''} {said}") is not None
     if words is None or chip.name not in ("v2", "v3", "v4"):
         return {"matmul": "bidirectional" if rings else "off", "weights": True, "gradients": gpu}
     linear = "async parallel linear" in words or "collective matmul" in words

@@ -173,7 +173,9 @@ def _read(row: Mapping[str, Any], where: str) -> Run:
         accounting=accounting,
         source=row["source"],
         filled=dict(filled),
-        implementation=implementation_of(library_of(row["source"]), plans[0].machine.chip),
+        implementation=implementation_of(
+            library_of(row["source"]), plans[0].machine.chip, plans[0].model.name
+        ),
     )
     _below_peak(run)
     return run

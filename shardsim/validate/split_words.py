@@ -52,7 +52,10 @@ _MUST = re.compile(
 # DeepSpeed's stages, and what PyTorch's FSDP calls them.
 _ZERO = re.compile(r"\bzero[- _]*(?:stage[- _:=]*)?(\d+)\b|\bshard_grad_op\b")
 _SHARDED = re.compile(r"(?<!no )(?<!without )\b(fsdp|full_shard|shard_grad_op)\b")
-_ONLY_DATA = r"data[- ]parallel only|pure data[- ]parallel|\bpure dp\b|\bdata only\b|^data$"
+_ONLY_DATA = (
+    r"data[- ]parallel only|pure data[- ]parallel|\bpure dp\b|\bdata only\b"
+    r"|^\W*(data([- ]parallel(ism)?)?|d?dp)\W*$"
+)
 _LIST = r"[(\[{]\s*([^()\[\]{}]*?)\s*[)\]}]"
 _KIND = r"(?:[- ]?(?:model[- ])?(?:parallel(?:ism)?|axis|stages?|shards?|sharding|dim(?:ension)?))"
 _OF = r"(?:(?:of )?(?:size|degree)|of|over)"
@@ -93,25 +96,27 @@ class Said:
     zero: int | None = None
     unread: list[str] = field(default_factory=list)  # words with a number, of no meaning here
 
-    def rest(self, chip: Chip) -> str | None:
+    def rest(self, chip: Chip, library: Library | None) -> str | None:
         """Return the role of the devices that the sizes leave over; None: see `Split.mesh`."""
         inside = self.sizes.inside
         if self.sizes.rest or self.replicated:
             return self.sizes.rest or "data"
         if "fsdp" in inside:
             return None
-        gpu = chip.kind == "gpu" and {"tensor", "pipeline"} & set(inside)
+        gpu = chip.kind == "gpu" and bool({"tensor", "pipeline"} & set(inside))
+        gpu |= bool(library and library.state_over_data)
         return "data" if "data" in inside or gpu else "fsdp"
 
-    def fold(self, devices: int) -> str:
-        """Take the tensor axis out of an expert axis that has it inside, as sizes that multiply to
-        more than there are of GPUs say; return how, in words.
+    def fold(self, devices: int, inside: bool = False) -> str:
+        """Take the tensor axis out of an expert axis that has it inside, as is known of a library
+        or as sizes that multiply to more than there are of GPUs say; return how, in words.
 
         Then an expert lies whole on one GPU; a plan has parts of it on all of the tensor axis.
         """
         sizes = self.sizes.inside
         over = prod(sizes.values()) / devices
         tensor, experts = sizes.get("tensor", 1), sizes.get("expert", 1)
+        over = max(over, tensor) if inside else over
         if over <= 1 or tensor % over or experts % over:
             return ""
         sizes["expert"] = int(experts / over)

@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 from shardsim.cost.costs import compiler
 from shardsim.machine import Chip, chip_names, load_chip
 from shardsim.machine.op_costs import OpCosts
+from shardsim.program.rules import in_two
 from shardsim.program.tasks import Compute
+from shardsim.validate.op_fit import read_points
+from shardsim.validate.ops import parse_op
 
 COSTS = OpCosts(
     matmul_efficiency=0.5,
@@ -168,3 +171,40 @@ def test_arrays_are_priced_as_numbers(kind):
         numbers = {name: float(values[index]) for name, values in columns.items()}
         one = Compute(name="one", kind=kind, matmuls=matmuls, **numbers)
         assert compiler(chip).operation(one).total_s == pytest.approx(together[index], rel=1e-12)
+
+
+# Cycles that libtpu estimates for GELU of 32,768 x 4,096 numbers, SiLU times a gate, and gradients
+# of that (jax 0.10.2, libtpu 0.0.42.1).
+ACTIVATIONS = {
+    "v4": (1194048, 1483176, 2079512),
+    "v5p": (938176, 1137792, 1540096),
+    "v6e": (1421312, 1707776, 2283904),
+    "tpu7x": (851456, 989056, 1268864),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_an_activation_alone_takes_about_what_the_compiler_estimates(name: str) -> None:
+    """Its twelve vector operations in a product's end would make it more than twice as long."""
+    chip = load_chip(name)
+    rows, columns = 32768, 4096
+    elements = rows * columns
+
+    def cycles(passes: float, ops: float) -> float:
+        product = Compute(
+            **{"name": "product", "kind": "matmul", "m": rows, "k": 1024, "n": columns},
+            matmuls=1,
+            pointwise=elements,
+            vector_ops=ops * elements,
+            hbm_bytes=2.0 * (rows * 1024 + 1024 * columns + elements * (1 + passes - 2)),
+        )
+        _, alone = in_two(product)
+        assert alone.hbm_bytes == 2.0 * passes * elements
+        return float(compiler(chip).operation(alone).total_s) * chip.clock_hz
+
+    alone, gated, back = ACTIVATIONS[name]
+    assert read_points().cycles[name][parse_op(f"gelu:1,{rows},1,{columns}:bf16")] == alone
+    assert 2 / 3 < cycles(2, 12.0) / alone < 4 / 3
+    assert 2 / 3 < cycles(3, 12.0) / gated < 3 / 2
+    assert 2 / 3 < cycles(5, 12.0) / back < 8 / 5
+    assert cycles(2, 12.0 * 6) / alone > 2

@@ -180,7 +180,9 @@ def test_what_is_read_before_its_cast_or_cast_for_others_is_gathered_wide(model:
 
     before = sizes(written)
     after = sizes(implemented(written, "trainer", plan.machine, layout))
-    assert before.keys() == after.keys()
+    experts = {"turn copies, over tensor"} if model.startswith("mixtral") else set()
+    assert after.keys() - before.keys() == experts  # gathered behind the all-to-all
+    assert before.keys() <= after.keys()
     halved = {name for name in before if 2.0 * after[name] == before[name]}
     assert all(after[name] == before[name] for name in before.keys() - halved)
     routed = "modulation columns" if model.startswith("dit") else "mlp input"

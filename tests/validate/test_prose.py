@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shardsim.cost.predict import hbm_of
 from shardsim.errors import FileError, ShardsimError
 from shardsim.model import Accounting, load_model
 from shardsim.plan import Plan
-from shardsim.plan.remat import Policy, Remat
+from shardsim.plan.remat import Policy, Remat, parse_remat
 from shardsim.validate.figures import accounting_of
 from shardsim.validate.prose import from_prose, is_prose, strict_row
 from shardsim.validate.rows import Run, read_run
@@ -161,6 +163,9 @@ def test_remat_that_is_not_understood_is_taken_as_not_stated(said: str | None) -
         ("fsdp 16 x fsdp_transpose 4", {"fsdp": 64}),
         ("FSDP", {"fsdp": 64}),
         ("data only (pure DP)", {"data": 64}),
+        ("data parallel", {"data": 64}),
+        ("DDP", {"data": 64}),
+        ("fully sharded data parallel", {"fsdp": 64}),
         ("data", {"data": 64}),
         ({"scheme": "data parallel only"}, {"data": 64}),
         ({"fsdp": -1, "tp": 4}, {"fsdp": 16, "model": 4}),
@@ -1020,3 +1025,103 @@ def test_a_published_run_fits_as_an_earlier_compiler_had_it() -> None:
     assert (ran.fits, large.fits) == (True, False)
     assert any("0.0.46" in note for note in ran.notes)
     assert "does not fit in HBM as predicted" in large.notes
+
+
+GPU: dict[str, Any] = {
+    **{"model": "gpt3-175b", "chip": "a100", "chips": 64, "global_batch": 64, "seq": 2048},
+    "parallelism": "TP8 PP8 VPP3, microbatch 1",
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "matmul"),
+    [
+        ({"source": "NVIDIA/Megatron-LM"}, "off"),
+        ({"source": "NVIDIA/Megatron-LM", "tricks": ["tp_comm_overlap"]}, "bidirectional"),
+        ({"source": "NVIDIA/Megatron-LM", "tricks": ["no tp comm overlap"]}, "off"),
+        ({"source": "NVIDIA-NeMo/Megatron-Bridge"}, "bidirectional"),
+        ({"source": "somebody's"}, "off"),
+        ({"source": "pytorch/torchtitan", "parallelism": "TP8 PP8"}, "off"),
+    ],
+)
+def test_which_libraries_of_gpus_have_collective_matmul(
+    changes: dict[str, Any], matmul: str
+) -> None:
+    assert run_of(**GPU | changes).plans[0].overlap.matmul == matmul
+
+
+def test_recipes_of_experts_have_none() -> None:
+    row = {"model": "qwen3-235b-a22b", "chip": "h100", "chips": 256, "global_batch": 2048}
+    row |= {"parallelism": "TP2 PP8 EP32", "source": "NVIDIA-NeMo/Megatron-Bridge"}
+    run = run_of(**row)
+    assert run.plans[0].overlap.matmul == "off"
+    assert run.implementation == "combined-1f1b"
+    other = row | {"model": "mixtral-8x22b", "parallelism": "TP2 PP8 EP8"}
+    assert run_of(**other).implementation == "trainer"
+    assert run_of(**other, tricks=["1f1b overlap"]).implementation == "combined-1f1b"
+
+
+@pytest.mark.parametrize(
+    ("changes", "split"),
+    [
+        ({"source": "Megatron-LM, arXiv 2104.04473"}, False),
+        ({"source": "Megatron-LM, arXiv 2205.05198"}, True),
+        ({"source": "Megatron-LM, arXiv 2205.05198", "tricks": ["no sequence parallelism"]}, False),
+        (
+            {
+                "source": "Megatron-LM, arXiv 2104.04473",
+                "parallelism": "TP8 PP8, sequence parallel",
+            },
+            True,
+        ),
+    ],
+)
+def test_since_when_a_tensor_axis_of_gpus_splits_tokens(
+    changes: dict[str, Any], split: bool
+) -> None:
+    rules = run_of(**GPU | changes).plans[0].activations
+    assert ("seq" in rules) == split
+    assert rules["heads"] == ("model",)
+
+
+def test_an_expert_of_a_recipe_lies_whole_on_one_gpu() -> None:
+    """Also where sizes could say that the tensor axis is beside that of experts."""
+    row = {"model": "deepseek-v3", "chip": "h100", "chips": 1024, "global_batch": 8192}
+    row |= {"parallelism": "TP2 PP8 EP64", "seq": 4096}
+    inside = sizes_of(**row, source="NVIDIA-NeMo/Megatron-Bridge")
+    assert inside == {"stage": 8, "data": 2, "expert": 32, "model": 2}
+    assert sizes_of(**row, source="NVIDIA/Megatron-LM") == {"stage": 8, "expert": 64, "model": 2}
+
+
+def test_megatron_replicates_what_no_axis_splits() -> None:
+    row = {"model": "qwen3-30b-a3b", "chip": "h100", "chips": 16, "parallelism": "EP8"}
+    assert sizes_of(**row, source="Megatron-LM") == {"data": 2, "expert": 8}
+    assert sizes_of(**row, source="somebody's") == {"fsdp": 2, "expert": 8}
+
+
+def test_megatron_computes_as_few_whole_layers_again_as_must_be() -> None:
+    row = {"model": "qwen3-30b-a3b", "chip": "h100", "chips": 16, "parallelism": "EP8"}
+    row |= {"global_batch": 512, "source": "Megatron-LM", "remat": None}
+    run = run_of(**row)
+    few, others = run.plans[0].remat.groups
+    assert not few.save
+    assert "rest" in others.save
+    assert f"{few.layers} whole layers again" in run.notes[-1]
+    fits = [
+        {"layers": few.layers - 1, "save": []},
+        {"layers": others.layers + 1, "save": sorted(others.save)},
+    ]
+    assert not validate_data([{**LLAMA, **row, "remat": None}], "f").failed
+    less = replace(run.plans[0], remat=parse_remat(fits, "remat", run.plans[0].model.layers))
+    assert hbm_of(run.plans[0], "trainer").fits
+    assert not hbm_of(less, "trainer").fits
+    staged = run_of(**row | {"parallelism": "PP2 VP12 EP8, microbatch 2"})
+    assert not hbm_of(staged.plans[0], "trainer").fits
+    assert staged.plans[0].remat.groups[0].save >= {"rest", "mlp_hidden"}
+    assert "does not fit as predicted" in staged.notes[-1]
+
+
+def test_flash_is_splash_in_tpu_recipes() -> None:
+    row = {"attention": "flash", "chip": "v5p"}
+    assert run_of(**row, source="AI-Hypercomputer/tpu-recipes").plans[0].attention == "flash"
+    assert run_of(**row, source="AI-Hypercomputer/maxtext").plans[0].attention == "flash-2023"
