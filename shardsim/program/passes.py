@@ -84,6 +84,7 @@ from shardsim.program.ring_rules import (
     turn_heads_into_rows,
 )
 from shardsim.program.rules import Rule, Where
+from shardsim.program.sparse_cores import run_beside_sparse_cores
 from shardsim.program.tasks import Program
 from shardsim.program.torch_rules import (
     copy_out_of_gathers,
@@ -134,6 +135,7 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
         all_reduce_instead_of_waiting_gathers,
         offload_to_sparse_cores,
         gather_keys_behind_queries,
+        run_beside_sparse_cores,
         wait_for_gradients,
         await_some_gathers,
         copy_beside_a_part,
