@@ -214,18 +214,8 @@ def _library(row: Mapping[str, Any]) -> Library | None:
 
 def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     """Return the row as `read_run` takes it; remarks go to `notes`."""
-    row = _with_usual_keys(row)
-    check_counts(row)
-    if row.get("chip") is None:
-        raise FileError("missing key 'chip'")
+    row = _checked(row, notes)
     library = _library(row)
-    stated = any(row.get(key) is not None for key in ("global_batch", "per_device_batch"))
-    batch_words = r"\b(gbs|global_batch_size)\b"
-    if row.get("chips") and not stated and not re.search(batch_words, _lower(row, "parallelism")):
-        raise FileError(NO_BATCH)
-    for key in LIBRARY_KEYS[:-1]:  # software may be a version of anything
-        if row.get(key) and library_of("", str(row[key])) is None:
-            notes.append(f"{key}: {shown(row[key])} is not known: nothing is taken from it")
     chip = load_chip(_chip_name(row, library))
     model = with_printed_slots(model_of(row, notes), row, notes)
     sequence = sequence_of(row) or model.sequence
@@ -242,23 +232,12 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     if whole_square and model.causal:
         model = replace(model, causal=False)  # the kernel computes every block
     machine = machine_of(row, chip, prod(split.sizes.outside.values()), notes)
-    if steps := re.search(r"\bgradient[- _]accumulation(?: steps)?[ =:]*(\d{1,4})\b", words or ""):
-        split.counts.setdefault("microbatches", int(steps[1]))
     notes += notes_on(row, tricks, machine, chip)
     notes += _notes_on_split(row, split)
-    for key, name in _ROW_COUNTS.items():
-        if row.get(key):
-            split.counts[name] = whole(row[key], key)
+    _count(row, split, words or "")
     if model.experts is not None and model.experts.soft_slots:
         machine = _one_by_one(split, machine, chip, model.experts.number, notes)
-    if (said_batch := split.counts.get("batch")) and row.get("global_batch") is None:
-        row = {**row, "global_batch": said_batch}
-    steps_each = split.counts.get("microbatches", 1)
-    batch = batch_of(row, machine, steps_each, sequence)
-    if batch and machine:
-        notes += note_on_batch(row, batch, machine.devices, steps_each)
-    if said_batch and batch != said_batch:
-        notes.append(f"parallelism: its batch, {said_batch}, is not that of global_batch")
+    batch = _batch(row, split, machine, sequence, notes)
     precision = str(row.get("precision") or "").lower()
     attention = f"{words or ''} {kernel} {row.get('remat')}".lower()
     data = {
@@ -277,31 +256,76 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         "source": str(row.get("source") or "not stated"),
         "filled": {"id": FILLED},
         **context,
+        **_switches(words or "", notes),
     }
-    data |= _switches(words or "", notes)
     own = {key: row[key] for key in PLAN_KEYS if row.get(key) is not None}
     data |= own
     remat = _remat(row, library, data, split, model, notes)
     if remat is not None:
         data["remat"] = remat
     if machine is None:
-        slices = [default_slice(chip, count).name for count in _CHIPS]
-        rest = split.rest(chip, library) or "data"
-        data |= {"machine": slices, "batch": batch or list(_BATCHES)}
-        data |= {"mesh": {AXIS_NAMES[rest]: REST}}
-        data |= _rules(split, {AXIS_NAMES[rest]}, chip, library, row)
-        return data | own
+        return data | _anywhere(row, split, chip, batch, library) | own
     if batch is None:
         raise FileError(NO_BATCH)
     inside = bool(library and library.whole_experts)
     if chip.kind == "gpu" and (folded := split.fold(machine.devices, inside)):
         notes.append(folded)
-    return (
-        data
-        | {"machine": machine.name, "batch": batch}
-        | _mesh(split, machine, batch, model, library, row)
-        | own
-    )
+    placed = _mesh(split, machine, batch, model, library, row)
+    return data | {"machine": machine.name, "batch": batch} | placed | own
+
+
+def _checked(row: Mapping[str, Any], notes: list[str]) -> Mapping[str, Any]:
+    """Return a row under usual keys, which states a chip and, of so many, a batch."""
+    row = _with_usual_keys(row)
+    check_counts(row)
+    if row.get("chip") is None:
+        raise FileError("missing key 'chip'")
+    stated = any(row.get(key) is not None for key in ("global_batch", "per_device_batch"))
+    batch_words = r"\b(gbs|global_batch_size)\b"
+    if row.get("chips") and not stated and not re.search(batch_words, _lower(row, "parallelism")):
+        raise FileError(NO_BATCH)
+    for key in LIBRARY_KEYS[:-1]:  # software may be a version of anything
+        if row.get(key) and library_of("", str(row[key])) is None:
+            notes.append(f"{key}: {shown(row[key])} is not known: nothing is taken from it")
+    return row
+
+
+def _count(row: Mapping[str, Any], split: Said, words: str) -> None:
+    """Add to what a split counts what the row counts elsewhere."""
+    if steps := re.search(r"\bgradient[- _]accumulation(?: steps)?[ =:]*(\d{1,4})\b", words):
+        split.counts.setdefault("microbatches", int(steps[1]))
+    for key, name in _ROW_COUNTS.items():
+        if row.get(key):
+            split.counts[name] = whole(row[key], key)
+
+
+def _batch(
+    row: Mapping[str, Any], split: Said, machine: Machine | None, sequence: int, notes: list[str]
+) -> int | None:
+    """Return the sequences of a step, if they are said."""
+    if (said := split.counts.get("batch")) and row.get("global_batch") is None:
+        row = {**row, "global_batch": said}
+    steps_each = split.counts.get("microbatches", 1)
+    batch = batch_of(row, machine, steps_each, sequence)
+    if batch and machine:
+        notes += note_on_batch(row, batch, machine.devices, steps_each)
+    if said and batch != said:
+        notes.append(f"parallelism: its batch, {said}, is not that of global_batch")
+    return batch
+
+
+def _anywhere(
+    row: Mapping[str, Any], split: Said, chip: Chip, batch: int | None, library: Library | None
+) -> dict[str, Any]:
+    """Return machines, batches and the mesh of a row that does not state its chips."""
+    slices = [default_slice(chip, count).name for count in _CHIPS]
+    rest = split.rest(chip, library) or "data"
+    return {
+        "machine": slices,
+        "batch": batch or list(_BATCHES),
+        "mesh": {AXIS_NAMES[rest]: REST},
+        **_rules(split, {AXIS_NAMES[rest]}, chip, library, row),
+    }
 
 
 def _kernel(given: Any) -> tuple[str, bool]:
