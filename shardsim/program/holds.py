@@ -49,9 +49,14 @@ class Passes:
     keeps_operands: bool = False
     # A microbatch's gradients are added to the sum one by one as they come (PyTorch's autograd).
     adds_in_place: bool = False
-    # Gradients of an MLP's weights come after those of scores that lie in HBM (vit-h-14 on v4 and
-    # vit-bigg on v5e, whose MLP stands after attention).
+    # Gradients of an MLP's weights come after those of attention, where it stands behind that: in
+    # the layer that prefetching peels off the loop nothing is gathered that they would hide, in
+    # others some wait too (vit-h-14 on v4, vit-bigg on v5e and vit-l-16 on v4 and v5p, with scores
+    # in HBM and with the kernel; not mae-l-16 on v6e).
     mlp_waits: bool = False
+    # With what that of the last one multiplies; without prefetching that one comes at once (vit-h-14
+    # on v4 and v5p, vit-bigg on v5e).
+    hidden_waits: bool = False
     # Where layers gather nothing but weights, and those beside the layer before, a parallel block's
     # attention runs back before its MLP runs again: ViT-22B on v4, v5p and v6e, also in four
     # microbatches and with fused attention, maxtext-16b on v5e and v6e and maxtext-22b on v4 (not

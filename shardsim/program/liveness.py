@@ -104,6 +104,7 @@ def _followed(
         ring_copies=copies,
         ring_empty=passes.ring_empty and ("every" if every else "few"),
         mlp_waits=passes.mlp_waits and not model.parallel_block,
+        hidden_waits=mode.prefetch,
         hidden_first=passes.hidden_first and not model.parallel_block and not ring,
         ring_waits=passes.ring_waits and not after,
         whole_copies=passes.whole_copies and (passes.gated_copies or not gated),

@@ -23,6 +23,11 @@ POSITIONS = ("seq", "keys")
 EMPTY = "ring buffer, "  # what names of arrays begin with in which rings put things together
 FEW = 4  # members of a ring, the matrix unit of each of which adds to the sum of another
 STREAM = ("batch", "seq", "embed")
+# Rows of statistics that are read as a kernel of attention wrote them, a number in the first of its
+# lanes (257 to 2,048 are turned first, whole: vit-h-14 on v4, v5e and v5p, dinov2-g-14 on v5p,
+# llama2-7b with a context axis, maxtext-22b on v4, maxtext-16b on v6e; not the 256 of ViT-22B on v4
+# and v5p and of vit-bigg, nor the 197 of vit-l-16).
+AS_IT_LIES = 256
 LITTLE = 1.05  # times its elements: what XLA leaves empty rather than turn an array
 NEVER_DENSE = frozenset({"batch", "kv", "group"})
 # Multiplications at once in a product of matrices. OpenBLAS hands larger ones to threads, which
@@ -45,6 +50,7 @@ class Size:
     # behind another in an array whose own dimension of 1 lies inside, so half of each tile is empty
     # (bf16[1,5120,32768]{2,0,1:T(2,128)(2,1)} in maxtext-16b and, with both batches, llama2-13b).
     pieces: tuple[str, tuple[str, ...]] | None = None
+    turned: str = ""  # only where more than `AS_IT_LIES` of these are turned before they are read
 
     def __post_init__(self) -> None:  # sizes are looked up more often than anything else
         known = hash(
@@ -57,6 +63,7 @@ class Size:
                 self.others,
                 self.many,
                 self.pieces,
+                self.turned,
             )
         )
         object.__setattr__(self, "_hash", known)
@@ -118,6 +125,9 @@ class Measure:
                 known = known * np.greater(self.sizes.members(size.many), FEW)
             if size.pieces:
                 known = known * np.where(self.sizes.part(*size.pieces) % ROWS, 2.0, 1.0)
+            if size.turned:
+                rows = self._length(size, size.turned)
+                known = known * np.greater(rows, AS_IT_LIES)
             self.known[size] = known
         return known
 

@@ -154,6 +154,7 @@ class Tracer(RingLives):
         """Run an op's gradient."""
         op = step.op
         d = f"d {op.out.name}"
+        self.statistics_read(step)
         self.moment(f"{op.name} gradient")
         if step.gradient_settles and op.out.stream:
             self.named.pop(self.root(f"{d}, partial"), None)
@@ -161,15 +162,13 @@ class Tracer(RingLives):
         if self.waits and op.product:
             self.wait(step)
         if self.passes.mlp_waits and not self.ring:
-            self.wait_for_scores(step)
+            self.wait_for_attention(step)
         if op.product or op.kernel or op.needs:
             self.read(op.out, step.gradient_gathers, "d ")
         if op.unit == "attention" and not op.kernel:
             self.softmax(op)
         if not (self.signs and op.stream.fused_reads):
             self.operands(op.needs, step.gradient_gathers)
-        if f"{op.out.name}, statistics" in self.named:
-            self.named[f"{op.out.name}, statistics"].last = self.now
         first = self.now
         wanted = [array for array in op.ins if array.trained and not array.weight]
         apart = op.product and len(wanted) < len(op.ins) and not self.ring
@@ -183,6 +182,20 @@ class Tracer(RingLives):
             self.weight_last(step)
         else:
             self.of_weights(step, first)
+
+    def statistics_read(self, step: Step) -> None:
+        """Read what a kernel kept of each row, and turn it, before the gradient's kernel runs: that
+        reads one number of a row."""
+        op = step.op
+        statistics = self.named.get(f"{op.out.name}, statistics")
+        if statistics is None:
+            return
+        self.moment(f"{op.name} gradient, of its statistics")
+        self.read(op.out, step.gradient_gathers, "d ")
+        self.operands(op.needs, step.gradient_gathers)
+        statistics.last = self.now
+        size = replace(statistics.size, turned="seq")
+        self.passing(f"{statistics.name}, turned", size, self.passes.lanes)
 
     def operand_first(self, step: Step) -> None:
         """Make the gradient of a product's operand, before what its weight's reads is there."""
@@ -225,14 +238,15 @@ class Tracer(RingLives):
             self.touch(out.name, out)
             self.passing(again, stored(op.out), self.passes.scores_twice)
 
-    def wait_for_scores(self, step: Step) -> None:
-        """Let what gradients of an MLP's weights multiply wait for those of scores in HBM."""
+    def wait_for_attention(self, step: Step) -> None:
+        """Let what gradients of an MLP's weights multiply wait for those of attention."""
         op = step.op
         if op.product and any(array.weight for array in op.ins):
-            operands = [(array.name, array) for array in op.ins if not array.weight]
-            both = (*operands, (f"d {op.out.name}", op.out))
-            self.hidden += [(name, array) for name, array in both if "mlp" in array.dims]
-        elif op.unit == "attention" and not op.kernel:
+            waiting = [(f"d {op.out.name}", op.out)]
+            if self.passes.hidden_waits:
+                waiting += [(array.name, array) for array in op.ins if not array.weight]
+            self.hidden += [(name, array) for name, array in waiting if "mlp" in array.dims]
+        elif op.unit == "attention":
             for name, array in self.hidden:
                 self.touch(name, array)
 
