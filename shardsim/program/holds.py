@@ -54,8 +54,8 @@ class Passes:
     # others some wait too (vit-h-14 on v4, vit-bigg on v5e and vit-l-16 on v4 and v5p, with scores
     # in HBM and with the kernel; not mae-l-16 on v6e).
     mlp_waits: bool = False
-    # With what that of the last one multiplies; without prefetching that one comes at once (vit-h-14
-    # on v4 and v5p, vit-bigg on v5e).
+    # With what that of the last one multiplies; without prefetching that one comes at once
+    # (vit-h-14 on v4 and v5p, vit-bigg on v5e).
     hidden_waits: bool = False
     # Where layers gather nothing but weights, and those beside the layer before, a parallel block's
     # attention runs back before its MLP runs again: ViT-22B on v4, v5p and v6e, also in four
