@@ -63,6 +63,10 @@ class Passes:
     # with fused attention and a relu: maxtext-22b). What is made of scores in HBM then stays until
     # gradients of queries and keys are made of it.
     attends_first: bool = False
+    # So too where layers gather weights at once, but its hidden layer is made again first (ViT-22B
+    # on v4, v5p and v6e, maxtext-22b with 1,024 tokens on v4 and v6e), unless scores are much
+    # larger (`account.LEAD`).
+    mlp_again_first: bool = False
     # There the gradient of scores is written for each product that reads it, where two cores share
     # a product (ViT-22B and maxtext-22b on v4 and v5p; not on v5e and v6e). Under a mask it is so
     # elsewhere: the first one does not take the place of what it is made of (llama2-13b, mistral-7b
@@ -266,6 +270,7 @@ _EMITTED_SCARCE = Passes(
     pieces_in_kernel=True,
     ahead_from_host=True,
     attends_first=True,
+    mlp_again_first=True,
     scores_late=True,
     pooled_waits=True,
     gathers_ahead=1,

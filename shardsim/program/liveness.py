@@ -42,6 +42,7 @@ class Mode:
     rows: bool = False  # whether pieces of the sequence lie by rows: no second tensor axis is there
     prefetch: bool = True  # whether gathers of weights may overlap
     quiet: bool = False  # whether layers gather and sum nothing else
+    scores_lead: bool = False  # whether scores are much larger than a hidden layer
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def layer_trace(
     """Return what is live while a layer of a kind runs again and back, with `kept` kept."""
     layer = first_as_large(model, attention, layer)
     again = backward_of(model, attention, layer, kept).again
-    first = mode.prefetch and mode.quiet and model.parallel_block
+    first = (mode.prefetch or passes.mlp_again_first) and mode.quiet and model.parallel_block
     first = first and (attention == "unfused" or model.activation != "relu")
     passes = replace(passes, attends_first=passes.attends_first and first)
     if not mode.prefetch or model.round_layers > 1:  # they are made where they are filled
@@ -105,6 +106,7 @@ def _followed(
         ring_empty=passes.ring_empty and ("every" if every else "few"),
         mlp_waits=passes.mlp_waits and not model.parallel_block,
         hidden_waits=mode.prefetch,
+        mlp_again_first=passes.mlp_again_first and not mode.prefetch and not mode.scores_lead,
         hidden_first=passes.hidden_first and not model.parallel_block and not ring,
         ring_waits=passes.ring_waits and not after,
         whole_copies=passes.whole_copies and (passes.gated_copies or not gated),
@@ -186,8 +188,10 @@ def followed(
     last = {n for n, step in enumerate(steps) if passes.attends_first and _of_mlp(step)}
     late = {n for n in again if passes.scores_late and _of_scores(steps[n])}
     projected = {n for n in again if passes.hidden_first and _of_gates(steps[n], steps)}
-    for some in (set(range(len(steps))) - last, last):
-        for number in (n for n in again if n in some - late - projected):
+    first = set(range(len(steps))) - last
+    made = first | last if passes.mlp_again_first else first
+    for making, some in ((made, first), (last - made, last)):
+        for number in (n for n in again if n in making - late - projected):
             tracer.forward(steps[number], " again")
         for number in sorted(some, reverse=True):
             while late and _of_scores(steps[number]):
