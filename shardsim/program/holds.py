@@ -72,6 +72,10 @@ class Passes:
     # elsewhere: the first one does not take the place of what it is made of (llama2-13b, mistral-7b
     # and qwen3-14b on v5p, olmo2-7b and maxtext-32b on v4; not without one: vit-h-14, mae-l-16).
     scores_twice: float = 0.0
+    # Gradients of rotated queries and keys are in float32, in which they are turned back, where
+    # products of attention run apart (maxtext-16b on v4, v5e and v6e, maxtext-22b on v4, with rings
+    # over the sequence and without).
+    turned_wide: bool = False
     # In rings over embed of a parallel block, those back run before scores are made again
     # (maxtext-16b with axes of 4 on v6e and 8 on v5e, ViT-22B with 4 on v5p).
     scores_late: bool = False
@@ -271,6 +275,7 @@ _EMITTED_SCARCE = Passes(
     ahead_from_host=True,
     attends_first=True,
     mlp_again_first=True,
+    turned_wide=True,
     scores_late=True,
     pooled_waits=True,
     gathers_ahead=1,

@@ -24,6 +24,7 @@ from shardsim.graph.place import (
 )
 from shardsim.model import Model
 from shardsim.ops.activate import GATE
+from shardsim.ops.rotate import ROTATE
 from shardsim.program.blocks import backward_of, derived_blocks, first_as_large, graph
 from shardsim.program.holds import Passes
 from shardsim.program.sized import by_place, stored, width_of
@@ -185,6 +186,9 @@ def followed(
     if passes.gates_fused and not ring:
         gated = (step.op for step in steps if step.op.stream == GATE)
         tracer.fused = frozenset(op.ins[0].name for op in gated)
+    if passes.turned_wide:
+        rotated = (step.op.out.name for step in steps if step.op.stream == ROTATE)
+        tracer.turned = frozenset(rotated)
     last = {n for n, step in enumerate(steps) if passes.attends_first and _of_mlp(step)}
     late = {n for n in again if passes.scores_late and _of_scores(steps[n])}
     projected = {n for n in again if passes.hidden_first and _of_gates(steps[n], steps)}

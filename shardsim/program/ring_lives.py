@@ -31,6 +31,7 @@ class RingLives:
     whole: dict[str, tuple[int, int, Size]] = field(default_factory=dict)  # weights: their readers
     gradients: dict[str, tuple[int, int, Size]] = field(default_factory=dict)
     fused: frozenset[str] = frozenset()  # results that are never written
+    turned: frozenset[str] = frozenset()  # results whose gradients are in float32
     passed: str = ""  # what the ring of now gathers, what it has beside results, the one before
     beside: list[Live] = field(default_factory=list)
     # Of rings that add to one sum: pieces on their way, and the results whose gradients they read.

@@ -11,7 +11,7 @@ from shardsim.program.across import gathers, on_tensor, summed_over_tensor
 from shardsim.program.ring_lives import RingLives
 from shardsim.program.sized import WIDE, by_place, in_tiles, moved, stored, width_of
 from shardsim.program.sizes import BLOCK, role_of
-from shardsim.program.trace import Live, Size, Trace
+from shardsim.program.trace import POSITIONS, Live, Size, Trace
 
 STILL = ", still"  # what names end with of arrays that are gathered for some readers, and stay
 
@@ -177,6 +177,8 @@ class Tracer(RingLives):
             self.read(op.out, step.gradient_gathers, "d ")
             self.operands([array for array in op.needs if array.weight], step.gradient_gathers)
         for array in wanted:
+            if array is not wanted[0] and op.product and {*POSITIONS} <= {*op.out.dims}:
+                self.second_operand(step, array)
             self.gradient(array, step)
         if apart and not self.passes.weights_first and self.passes.head_last:
             self.weight_last(step)
@@ -196,6 +198,14 @@ class Tracer(RingLives):
         statistics.last = self.now
         size = replace(statistics.size, turned="seq")
         self.passing(f"{statistics.name}, turned", size, self.passes.lanes)
+
+    def second_operand(self, step: Step, array: Array) -> None:
+        """Begin the gradient of a product's second operand: keys, which are not read for it."""
+        self.moment(f"{step.op.name} gradient, of {array.name}")
+        self.read(step.op.out, step.gradient_gathers, "d ")
+        self.softmax(step.op)
+        others = [one for one in step.op.needs if one.name != array.name]
+        self.operands(others, step.gradient_gathers)
 
     def operand_first(self, step: Step) -> None:
         """Make the gradient of a product's operand, before what its weight's reads is there."""
@@ -292,7 +302,8 @@ class Tracer(RingLives):
                     f"{target}, partial", Size(whole.dims, by_place(whole, place), width_of(whole))
                 )
         else:
-            self.make(target, stored(whole))
+            apart = op.unit == "attention" and op.product and whole.name in self.turned
+            self.make(target, replace(stored(whole), width=WIDE) if apart else stored(whole))
             for transfer in step.gathers:  # whole, of keys of the whole sequence
                 if transfer.array == array.name and role_of(transfer.axes) == "context":
                     self.passing(f"{target}, whole", moved(transfer))
