@@ -75,7 +75,7 @@ def layer_trace(
     if not mode.prefetch or model.round_layers > 1:  # they are made where they are filled
         passes = replace(passes, ring_empty="")
     tracer = _followed(model, attention, layer, kind, again, passes, mode)
-    return tracer.trace(passes.gathers_ahead if mode.prefetch else 0)
+    return tracer.trace(passes.gathers_ahead if mode.prefetch else 0, mode.prefetch)
 
 
 @lru_cache(maxsize=4096)

@@ -346,8 +346,9 @@ class Tracer(RingLives):
             found[f"d {out.name}"] = Live(f"d {out.name}, for the head", result, 0, 0)
         return list(found.values())
 
-    def trace(self, ahead: int) -> Trace:
-        """Return all of it: whole weights and gradients take their places, round the loop."""
+    def trace(self, ahead: int, carried: bool = True) -> Trace:
+        """Return all of it: whole weights and gradients take their places, and if they are
+        `carried`, round the loop."""
         arrays = [one for one in self.arrays if not self.is_there(one)]
         arriving = [(f"{n}, gathered", *uses) for n, uses in self.whole.items()]
         leaving = [(f"d {n}, whole", *span) for n, span in self.gradients.items()]
@@ -358,7 +359,8 @@ class Tracer(RingLives):
                 start, stop = (times[index], last) if by <= 0 else (last, times[index])
                 if rounds:
                     arrays.append(Live(name, size, start, self.now))
-                    arrays.append(Live(name, size, 0, stop))
+                    if carried:
+                        arrays.append(Live(name, size, 0, stop))
                 else:
                     arrays.append(Live(name, size, start, stop))
         return Trace(tuple(self.labels), tuple(arrays))
