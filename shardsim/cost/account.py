@@ -73,7 +73,10 @@ class Account(Stays):
             return _where(
                 self.quiet,
                 lambda quiet: _where(
-                    lead, lambda leads: value(Mode(name, rows, prefetch, quiet, leads))
+                    lead,
+                    lambda leads: value(
+                        Mode(name, rows, prefetch, quiet, leads, self.machine.permutes_wait)
+                    ),
                 ),
             )
 
@@ -358,7 +361,8 @@ class Account(Stays):
         name = RINGS.get(self.kind.residual, "") if bool(self.ring) else ""
         rows = bool(self.by_rows) and name == "sequence"
         prefetch = bool(self.layout.weights_overlap)
-        mode = Mode(name, rows, prefetch, bool(self.quiet), bool(self.scores_lead) and not prefetch)
+        lead = bool(self.scores_lead) and not prefetch
+        mode = Mode(name, rows, prefetch, bool(self.quiet), lead, self.machine.permutes_wait)
         trace, gone, measure = self.ends(mode).trace, 0.0, self.measure
         if moment == 0:
             found = [

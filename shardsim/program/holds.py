@@ -210,6 +210,10 @@ class Passes:
     # beside SparseCores (llama3-8b and llama3-70b on tpu7x). Rounds of several layers make them in
     # each (gemma2-9b on v5e and v5p, gemma2-2b on v5p, gemma3-12b on v4).
     ring_empty: str = ""
+    # Rings over the sequence, by rows, put together what they gather for gradients of weights when
+    # nothing but these is left, all at once, where permutes wait (vit-bigg on v5e with axes of 4
+    # and 8, maxtext-16b on v5e; llama3-70b on tpu7x with an axis of 8 too, not with 4).
+    places_last: bool = False
     # Keys that pass round the context axis are attended to in the kernel, piece by piece.
     pieces_in_kernel: bool = False
     # Of optimizer state that lies in the host's memory, what is fetched while layers run back: of
@@ -316,6 +320,7 @@ _TRAINER_SCARCE = replace(
 _EMITTED = replace(
     _EMITTED_SCARCE,
     head_late="tensor",
+    places_last=True,
     gathers_ahead=2,
     gradients_waiting=2,
     whole_copies=True,

@@ -44,6 +44,7 @@ class Mode:
     prefetch: bool = True  # whether gathers of weights may overlap
     quiet: bool = False  # whether layers gather and sum nothing else
     scores_lead: bool = False  # whether scores are much larger than a hidden layer
+    waits: bool = False  # whether permutes wait
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ def _followed(
         ring_empty=passes.ring_empty and ("every" if every else "few"),
         mlp_waits=passes.mlp_waits and not model.parallel_block,
         hidden_waits=mode.prefetch,
+        places_last=passes.places_last and mode.waits and mode.rows,
         mlp_again_first=passes.mlp_again_first and not mode.prefetch and not mode.scores_lead,
         hidden_first=passes.hidden_first and not model.parallel_block and not ring,
         ring_waits=passes.ring_waits and not after,
@@ -211,6 +213,8 @@ def followed(
                 tracer.backward(steps[number])
     if passes.ring_ahead:
         tracer.put_together_ahead()
+    if passes.places_last:
+        tracer.put_together_last(steps)
     if passes.ring_empty:
         tracer.empties(steps)
     return tracer

@@ -207,6 +207,19 @@ class Tracer(RingLives):
         others = [one for one in step.op.needs if one.name != array.name]
         self.operands(others, step.gradient_gathers)
 
+    def put_together_last(self, steps: Sequence[Step]) -> None:
+        """Put together what rings gathered, all at once, when gradients of weights are left alone:
+        beside the pieces of each is the whole, and what else those gradients read."""
+        self.moment("whole arrays are put together")
+        for step in steps:
+            if step.op.product and step.trained and any(array.weight for array in step.op.ins):
+                self.read(step.op.out, step.gradient_gathers, "d ")
+                activations = [array for array in step.op.ins if not array.weight]
+                self.operands(activations, step.gradient_gathers)
+        for one in [*self.arrays]:
+            if one.name.endswith(", whole") and one.last == self.now:
+                self.passing(f"{one.name}, in pieces", one.size)
+
     def operand_first(self, step: Step) -> None:
         """Make the gradient of a product's operand, before what its weight's reads is there."""
         self.moment(f"{step.op.name} gradient, of its operand")
