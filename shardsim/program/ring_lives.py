@@ -54,6 +54,12 @@ class RingLives:
         """Whether gradients of weights wait for rings."""
         return bool(self.ring and (self.passes.ring_pieces or self.passes.ring_weights_wait))
 
+    @property
+    def gradient_written(self) -> bool:
+        """Whether the gradient of logits is written, not made in the products that read it."""
+        passes = self.passes
+        return not passes.ring_pieces or passes.logits_apart or passes.narrow_logits
+
     def moment(self, label: str) -> None:
         """Begin a moment."""
         self.now = len(self.labels)
@@ -134,7 +140,7 @@ class RingLives:
             if self.passes.ring_apart:
                 size = replace(size, others=gathered[0].axes)
             elif out.wide:  # the result is the sum; beside it is its gradient, half as wide
-                times = 0.5
+                times = 0.5 * self.gradient_written
             beside = self.passing(f"{name}, summands", size, times)
             if not out.wide and not self.passes.ring_apart:
                 more = replace(size, many=gathered[0].axes)

@@ -340,9 +340,7 @@ class Tracer(RingLives):
         in the matmul that reads it, from the float32 logits (llama3-8b and llama3-70b on tpu7x,
         maxtext-22b left to the partitioner).
         """
-        passes = self.passes
-        written = not passes.ring_pieces or passes.logits_apart
-        pieces = passes.narrow_logits or (bool(self.ring) and written)
+        pieces = self.passes.narrow_logits or (bool(self.ring) and self.gradient_written)
         found: dict[str, Live] = {}
         for step in steps:
             activations = [array for array in step.op.ins if not array.weight]
