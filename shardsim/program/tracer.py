@@ -277,12 +277,14 @@ class Tracer(RingLives):
         """Let what gradients of weights multiply wait for the rings of the next products back."""
         op = step.op
         operands = tuple(array.name for array in op.ins if not array.weight)
-        if operands != self.rings:
+        rings = len(operands) < len(op.ins)
+        if rings and operands != self.rings:
             self.rings, self.earlier, self.current = operands, self.current, []
-        for other in self.earlier:
+        for other in self.earlier if rings else (*self.earlier, *self.current):
             self.read(other.op.out, other.gradient_gathers, "d ")
             self.operands(other.op.needs, other.gradient_gathers)
-        self.current.append(step)
+        if rings:
+            self.current.append(step)
 
     def gradient(self, array: Array, step: Step) -> None:
         """Make the gradient of an operand."""
