@@ -205,4 +205,6 @@ class RingLives:
                     empty[f"d {step.op.out.name}"] = moved(gather)
                     empty[f"d {array.name}"] = Size(array.dims, by_place(array, step.place), "wire")
         for name, size in empty.items():
-            self.arrays.append(Live(f"{EMPTY}{name}", size, 0, self.now))
+            joined = every and bool(HEAD_WIDTHS & {*size.dims})
+            one = replace(size, joined=joined)
+            self.arrays.append(Live(f"{EMPTY}{name}", one, 0, self.now))

@@ -50,6 +50,7 @@ class Size:
     # behind another in an array whose own dimension of 1 lies inside, so half of each tile is empty
     # (bf16[1,5120,32768]{2,0,1:T(2,128)(2,1)} in maxtext-16b and, with both batches, llama2-13b).
     pieces: tuple[str, tuple[str, ...]] | None = None
+    joined: bool = False  # heads lie one behind another, as rings by rows make them
     turned: str = ""  # only where more than `AS_IT_LIES` of these are turned before they are read
 
     def __post_init__(self) -> None:  # sizes are looked up more often than anything else
@@ -63,6 +64,7 @@ class Size:
                 self.others,
                 self.many,
                 self.pieces,
+                self.joined,
                 self.turned,
             )
         )
@@ -114,7 +116,7 @@ class Measure:
             width = self.widths[size.width] if isinstance(size.width, str) else size.width
             known = self.sizes.moved(size.dims, size.by) * width
             if self.tiled:
-                known = known * self._filled(size)
+                known = known * (self._joined(size) if size.joined else self._filled(size))
             if size.several:
                 known = known * self.sizes.several(size.several)
             if size.alone:
@@ -188,9 +190,13 @@ class Measure:
             return 1.0
         size, result = Size(array.dims, array.splits, "wire"), array.keep == "context"
         if ring and not result and "head_dim" in array.dims:
-            width = reduce(mul, (self._length(size, d) for d in array.dims[len(STREAM) - 1 :]))
-            return in_lanes(width) * in_rows(self._length(size, array.dims[1]))
+            return self._joined(size)
         return self._filled(size, kept=not result)
+
+    def _joined(self, size: Size) -> Number:
+        """Return how many times its elements an array takes whose heads lie one behind another."""
+        width = reduce(mul, (self._length(size, d) for d in size.dims[len(STREAM) - 1 :]))
+        return in_lanes(width) * in_rows(self._length(size, size.dims[1]))
 
     def _length(self, size: Size, d: str) -> Number:
         return self.sizes.part(d, [axis for axis, other in size.by if other == d])
