@@ -52,7 +52,8 @@ def test_an_mlp_behind_attention_waits_for_its_gradients(attention):
     last = "scores gradient" if attention == "unfused" else "context gradient"
     ahead, at_once = (traced(model, attention, Mode(prefetch=one)) for one in (True, False))
     assert {"up", "d hidden"} <= at(ahead, last)
-    assert "d hidden" in at(at_once, last) and "up" not in at(at_once, last)
+    assert "d hidden" in at(at_once, last)
+    assert "up" not in at(at_once, last)
     assert not {"up", "d hidden"} & at(traced(model, attention, mlp_waits=False), last)
 
 
@@ -70,14 +71,16 @@ def test_without_prefetching_no_gradient_of_weights_is_carried_to_the_next_layer
         trace = traced(decoder(), "flash", Mode(prefetch=prefetch))
         return {one for one in at(trace, "enter") if one.endswith(", whole")}
 
-    assert first(True) and not first(False)
+    assert first(True)
+    assert not first(False)
 
 
 def test_queries_gradient_is_made_before_that_of_keys_and_in_float32_if_they_are_rotated():
     trace = traced(decoder())
     queries, keys = at(trace, "scores gradient"), at(trace, "scores gradient, of k turned")
     reads_keys = [any(one.startswith("k turned") for one in there) for there in (queries, keys)]
-    assert "d q turned" in queries and "d k turned" not in queries
+    assert "d q turned" in queries
+    assert "d k turned" not in queries
     assert {"d q turned", "d k turned", "q turned"} <= keys
     assert reads_keys == [True, False]
     widths = {name: named(trace)[f"d {name}"].size.width for name in ("q turned", "k turned", "v")}
@@ -93,7 +96,8 @@ def test_where_permutes_wait_whole_arrays_are_put_together_beside_their_pieces(m
         traced(model, mode=replace(mode, waits=waits), kind=kind) for waits in (False, True)
     )
     moment = "whole arrays are put together"
-    assert moment not in soon.labels and late.labels[-1] == moment
+    assert moment not in soon.labels
+    assert late.labels[-1] == moment
     there = at(late, moment)
     streams = {"block input", "d y"} if model.parallel_block else {"attention input", "d mlp"}
     for name in streams:
