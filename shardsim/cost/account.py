@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial, reduce
 
 import numpy as np
@@ -25,13 +25,17 @@ from shardsim.program.liveness import (
 )
 from shardsim.program.once import in_phases
 from shardsim.program.sized import WIDE, stored
-from shardsim.program.trace import Live, Trace
+from shardsim.program.trace import POSITIONS, Live, Trace
 
 # Of a microbatch on a device. The head's gradients of weights are over too soon to hide a gather of
 # the first layer back, and wait: twelve of twelve fully sharded programs with so many or fewer
 # (llama2-7b, llama3-8b, gemma-7b, palm-8b, qwen3-14b, gpt-neox-20b, maxtext-16b and 22b); of twice
 # as many seven of ten.
 FEW_TOKENS = 4096
+# Without prefetching, of a parallel block: 4 times in maxtext-22b on v4 and maxtext-16b on v4, v5e
+# and v6e, each with 2,048 tokens, whose scores meet no hidden layer; once or twice in nine others,
+# where all but maxtext-16b with 1,024 on v4 have it there.
+LEAD = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,14 +65,37 @@ class Account(Stays):
             return _where(self.by_rows & (name == "sequence"), partial(of_rows, name))
 
         def of_rows(name: str, rows: bool) -> Number:
+            of_weights = partial(of_prefetch, name, rows)
+            return _where(self.layout.weights_overlap, of_weights)
+
+        def of_prefetch(name: str, rows: bool, prefetch: bool) -> Number:
+            lead = self.scores_lead & (not prefetch)
             return _where(
-                self.layout.weights_overlap,
-                lambda prefetch: _where(
-                    self.quiet, lambda quiet: value(Mode(name, rows, prefetch, quiet))
+                self.quiet,
+                lambda quiet: _where(
+                    lead,
+                    lambda leads: value(
+                        Mode(name, rows, prefetch, quiet, leads, self.machine.permutes_wait)
+                    ),
                 ),
             )
 
         return _where(self.ring, of_ring)
+
+    @cached_property
+    def scores_lead(self) -> Number:
+        """Whether scores in HBM are more than `LEAD` times as large as a parallel block's hidden
+        layer: attention then runs back before that is made, or after all of the MLP."""
+        work, model = self.work, self.work.model
+        if not model.parallel_block or work.attention != "unfused":
+            return np.zeros((), dtype=bool)
+        steps = derived_blocks(model, work.attention, self.kind).layers[0].steps
+        made = [stored(step.op.out) for step in steps if step.op.product]
+        hidden = [self.measure(size) for size in made if "mlp" in size.dims]
+        pairs = [replace(size, width=WIDE) for size in made if {*POSITIONS} <= {*size.dims}]
+        if not hidden or not pairs:
+            return np.zeros((), dtype=bool)
+        return np.greater(self.measure(pairs[0]), LEAD * hidden[0])
 
     @property
     def by_rows(self) -> Number:
@@ -333,7 +360,9 @@ class Account(Stays):
         the compiler does without when memory is scarce is taken off in the end."""
         name = RINGS.get(self.kind.residual, "") if bool(self.ring) else ""
         rows = bool(self.by_rows) and name == "sequence"
-        mode = Mode(name, rows, bool(self.layout.weights_overlap), bool(self.quiet))
+        prefetch = bool(self.layout.weights_overlap)
+        lead = bool(self.scores_lead) and not prefetch
+        mode = Mode(name, rows, prefetch, bool(self.quiet), lead, self.machine.permutes_wait)
         trace, gone, measure = self.ends(mode).trace, 0.0, self.measure
         if moment == 0:
             found = [

@@ -17,7 +17,7 @@ from shardsim.ops.attend import KERNELS
 from shardsim.plan.layout import REPLICATED, Layout, Number
 from shardsim.plan.optimizer import bytes_of_each, state_bytes
 from shardsim.plan.split import stored_elements
-from shardsim.plan.tiles import filled, unfilled_elements
+from shardsim.plan.tiles import filled, unfilled_elements, unfilled_rows
 from shardsim.program.blocks import Run, derived_blocks, runs
 from shardsim.program.holds import Passes
 from shardsim.program.kept import as_it_is, brought_back, kept_by_run
@@ -102,6 +102,9 @@ class Stays:
             each = bytes_of_each(work.optimizer, work.state_element_bytes, work.master_bytes)
             found = found + unfilled_elements(trained, layout, state=True) * each
         stacks = unfilled_elements(trained, layout, state=True, by_layer=outermost)
+        if outermost:
+            added = self._several & np.logical_not(layout.summed_whole)
+            found = found + added * unfilled_rows(trained, layout) * work.gradient_bytes
         return found + stacks * self.gradients_bytes / np.maximum(self.of_state, 1.0)
 
     @property

@@ -71,6 +71,12 @@ class Machine:
         return self.chips_per_slice * self.chip.devices_per_chip
 
     @property
+    def permutes_wait(self) -> bool:
+        """Whether the compiler makes no permute asynchronous."""
+        most = self.chip.async_permute_chips
+        return most is not None and self.chips_per_slice > most
+
+    @property
     def chips(self) -> int:
         """Chips of all slices."""
         return self.slices * self.chips_per_slice

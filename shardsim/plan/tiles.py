@@ -66,3 +66,19 @@ def unfilled_elements(
         if np.any(beyond):
             total = total + prod(item.local for item in dimensions) * beyond
     return total
+
+
+def unfilled_rows(tensors: Sequence[Tensor], layout: Layout) -> Number:
+    """Return the elements beyond `unfilled_elements` that sums of microbatches' gradients have of
+    embeddings: rows are added to as they are looked up, so each fills lanes of its own.
+
+    f32[256000,32]{1,0:T(8,128)} in palm-8b on v4, where the parameters are {0,1}; so too in
+    llama3-8b on v6e, llama2-7b on v5p and maxtext-16b on v6e.
+    """
+    total: Number = 0.0
+    for tensor in tensors:
+        if tensor.kind == "table" and len(tensor.axes) == 2:
+            rows, dense = (item.local for item in split(*named(tensor, state=True), layout))
+            beyond = in_lanes(dense) * in_rows(rows) - filled([rows, dense])
+            total = total + rows * dense * np.maximum(beyond, 0.0)
+    return total

@@ -365,9 +365,7 @@ class Ranking:
 
 def alike(machine: Machine) -> tuple[object, ...]:
     """Return what is the same of machines that may be looked at together: all but their sizes."""
-    chip, chips = machine.chip, machine.chips_per_slice
-    synchronous = chip.async_permute_chips is not None and chips > chip.async_permute_chips
-    return id(chip), machine.slices, synchronous
+    return id(machine.chip), machine.slices, machine.permutes_wait
 
 
 def score_of(machine: Machine, objective: str, step_s: float, price: float = 1.0) -> Score:

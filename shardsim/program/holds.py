@@ -49,20 +49,33 @@ class Passes:
     keeps_operands: bool = False
     # A microbatch's gradients are added to the sum one by one as they come (PyTorch's autograd).
     adds_in_place: bool = False
-    # Gradients of an MLP's weights come after those of scores that lie in HBM (vit-h-14 on v4 and
-    # vit-bigg on v5e, whose MLP stands after attention).
+    # Gradients of an MLP's weights come after those of attention, where it stands behind that: in
+    # the layer that prefetching peels off the loop nothing is gathered that they would hide, in
+    # others some wait too (vit-h-14 on v4, vit-bigg on v5e and vit-l-16 on v4 and v5p, with scores
+    # in HBM and with the kernel; not mae-l-16 on v6e).
     mlp_waits: bool = False
+    # With what that of the last one multiplies; without prefetching that one comes at once
+    # (vit-h-14 on v4 and v5p, vit-bigg on v5e).
+    hidden_waits: bool = False
     # Where layers gather nothing but weights, and those beside the layer before, a parallel block's
     # attention runs back before its MLP runs again: ViT-22B on v4, v5p and v6e, also in four
     # microbatches and with fused attention, maxtext-16b on v5e and v6e and maxtext-22b on v4 (not
     # with fused attention and a relu: maxtext-22b). What is made of scores in HBM then stays until
     # gradients of queries and keys are made of it.
     attends_first: bool = False
+    # So too where layers gather weights at once, but its hidden layer is made again first (ViT-22B
+    # on v4, v5p and v6e, maxtext-22b with 1,024 tokens on v4 and v6e), unless scores are much
+    # larger (`account.LEAD`).
+    mlp_again_first: bool = False
     # There the gradient of scores is written for each product that reads it, where two cores share
     # a product (ViT-22B and maxtext-22b on v4 and v5p; not on v5e and v6e). Under a mask it is so
     # elsewhere: the first one does not take the place of what it is made of (llama2-13b, mistral-7b
     # and qwen3-14b on v5p, olmo2-7b and maxtext-32b on v4; not without one: vit-h-14, mae-l-16).
     scores_twice: float = 0.0
+    # Gradients of rotated queries and keys are in float32, in which they are turned back, where
+    # products of attention run apart (maxtext-16b on v4, v5e and v6e, maxtext-22b on v4, with rings
+    # over the sequence and without).
+    turned_wide: bool = False
     # In rings over embed of a parallel block, those back run before scores are made again
     # (maxtext-16b with axes of 4 on v6e and 8 on v5e, ViT-22B with 4 on v5p).
     scores_late: bool = False
@@ -197,6 +210,10 @@ class Passes:
     # beside SparseCores (llama3-8b and llama3-70b on tpu7x). Rounds of several layers make them in
     # each (gemma2-9b on v5e and v5p, gemma2-2b on v5p, gemma3-12b on v4).
     ring_empty: str = ""
+    # Rings over the sequence, by rows, put together what they gather for gradients of weights when
+    # nothing but these is left, all at once, where permutes wait (vit-bigg on v5e with axes of 4
+    # and 8, maxtext-16b on v5e; llama3-70b on tpu7x with an axis of 8 too, not with 4).
+    places_last: bool = False
     # Keys that pass round the context axis are attended to in the kernel, piece by piece.
     pieces_in_kernel: bool = False
     # Of optimizer state that lies in the host's memory, what is fetched while layers run back: of
@@ -261,6 +278,8 @@ _EMITTED_SCARCE = Passes(
     pieces_in_kernel=True,
     ahead_from_host=True,
     attends_first=True,
+    mlp_again_first=True,
+    turned_wide=True,
     scores_late=True,
     pooled_waits=True,
     gathers_ahead=1,
@@ -301,6 +320,7 @@ _TRAINER_SCARCE = replace(
 _EMITTED = replace(
     _EMITTED_SCARCE,
     head_late="tensor",
+    places_last=True,
     gathers_ahead=2,
     gradients_waiting=2,
     whole_copies=True,

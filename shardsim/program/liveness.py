@@ -25,6 +25,7 @@ from shardsim.graph.place import (
 )
 from shardsim.model import Model
 from shardsim.ops.activate import GATE
+from shardsim.ops.rotate import ROTATE
 from shardsim.program.blocks import backward_of, derived_blocks, first_as_large, graph
 from shardsim.program.holds import Passes
 from shardsim.program.sized import by_place, stored, width_of
@@ -43,6 +44,8 @@ class Mode:
     rows: bool = False  # whether pieces of the sequence lie by rows: no second tensor axis is there
     prefetch: bool = True  # whether gathers of weights may overlap
     quiet: bool = False  # whether layers gather and sum nothing else
+    scores_lead: bool = False  # whether scores are much larger than a hidden layer
+    waits: bool = False  # whether permutes wait
 
 
 @dataclass(frozen=True)
@@ -67,14 +70,25 @@ def layer_trace(
     """Return what is live while a layer of a kind runs again and back, with `kept` kept."""
     layer = first_as_large(model, attention, layer)
     again = backward_of(model, attention, layer, kept).again
-    first = mode.prefetch and mode.quiet and model.parallel_block
+    first = (mode.prefetch or passes.mlp_again_first) and mode.quiet and model.parallel_block
     first = first and (attention == "unfused" or model.activation != "relu")
-    passes = replace(passes, attends_first=passes.attends_first and first)
+    first = first and passes.attends_first
+    waits = passes.mlp_waits and not model.parallel_block
+    passes = replace(
+        passes,
+        attends_first=first,
+        mlp_again_first=first
+        and passes.mlp_again_first
+        and not (mode.prefetch or mode.scores_lead),
+        mlp_waits=waits,
+        hidden_waits=waits and mode.prefetch,
+        places_last=passes.places_last and mode.waits and mode.rows,
+    )
     made = not mode.prefetch or model.round_layers > 1  # they are made where they are filled
     if made or not (mode.ring or _passes_round(model, attention, layer, kind)):
         passes = replace(passes, ring_empty="")
     walk = _Walk(model, attention, layer, kind, again, passes, mode.ring, mode.rows)
-    return _traced(walk, passes.gathers_ahead if mode.prefetch else 0)
+    return _traced(walk, passes.gathers_ahead if mode.prefetch else 0, mode.prefetch)
 
 
 class _Walk(NamedTuple):
@@ -91,8 +105,8 @@ class _Walk(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def _traced(walk: _Walk, ahead: int) -> Trace:
-    return _followed(walk).trace(ahead)
+def _traced(walk: _Walk, ahead: int, carried: bool) -> Trace:
+    return _followed(walk).trace(ahead, carried)
 
 
 @lru_cache(maxsize=1024)
@@ -123,7 +137,6 @@ def _followed(walk: _Walk) -> Tracer:
         head_last=last,
         ring_copies=copies,
         ring_empty=passes.ring_empty and ("every" if every else "few"),
-        mlp_waits=passes.mlp_waits and not model.parallel_block,
         hidden_first=passes.hidden_first and not model.parallel_block and not ring,
         ring_waits=passes.ring_waits and not after,
         whole_copies=passes.whole_copies and (passes.gated_copies or not gated),
@@ -202,12 +215,17 @@ def followed(
     if passes.gates_fused and not ring:
         gated = (step.op for step in steps if step.op.stream == GATE)
         tracer.fused = frozenset(op.ins[0].name for op in gated)
+    if passes.turned_wide:
+        rotated = (step.op.out.name for step in steps if step.op.stream == ROTATE)
+        tracer.turned = frozenset(rotated)
     last = {n for n, step in enumerate(steps) if passes.attends_first and _of_mlp(step)}
     late = {n for n in again if passes.scores_late and _of_scores(steps[n])}
     gates = _of_gates(steps) if passes.hidden_first else frozenset()
     projected = gates.intersection(again)
-    for some in (set(range(len(steps))) - last, last):
-        for number in (n for n in again if n in some - late - projected):
+    first = set(range(len(steps))) - last
+    made = first | last if passes.mlp_again_first else first
+    for making, some in ((made, first), (last - made, last)):
+        for number in (n for n in again if n in making - late - projected):
             tracer.forward(steps[number], " again")
         for number in sorted(some, reverse=True):
             while late and _of_scores(steps[number]):
@@ -223,6 +241,8 @@ def followed(
                 tracer.backward(steps[number])
     if passes.ring_ahead:
         tracer.put_together_ahead()
+    if passes.places_last:
+        tracer.put_together_last(steps)
     if passes.ring_empty:
         tracer.empties(steps)
     return tracer

@@ -31,6 +31,7 @@ class RingLives:
     whole: dict[str, tuple[int, int, Size]] = field(default_factory=dict)  # weights: their readers
     gradients: dict[str, tuple[int, int, Size]] = field(default_factory=dict)
     fused: frozenset[str] = frozenset()  # results that are never written
+    turned: frozenset[str] = frozenset()  # results whose gradients are in float32
     passed: str = ""  # what the ring of now gathers, what it has beside results, the one before
     beside: list[Live] = field(default_factory=list)
     # Of rings that add to one sum: pieces on their way, and the results whose gradients they read.
@@ -52,6 +53,12 @@ class RingLives:
     def waits(self) -> bool:
         """Whether gradients of weights wait for rings."""
         return bool(self.ring and (self.passes.ring_pieces or self.passes.ring_weights_wait))
+
+    @property
+    def gradient_written(self) -> bool:
+        """Whether the gradient of logits is written, not made in the products that read it."""
+        passes = self.passes
+        return not passes.ring_pieces or passes.logits_apart or passes.narrow_logits
 
     def moment(self, label: str) -> None:
         """Begin a moment."""
@@ -133,7 +140,7 @@ class RingLives:
             if self.passes.ring_apart:
                 size = replace(size, others=gathered[0].axes)
             elif out.wide:  # the result is the sum; beside it is its gradient, half as wide
-                times = 0.5
+                times = 0.5 * self.gradient_written
             beside = self.passing(f"{name}, summands", size, times)
             if not out.wide and not self.passes.ring_apart:
                 more = replace(size, many=gathered[0].axes)
@@ -198,4 +205,6 @@ class RingLives:
                     empty[f"d {step.op.out.name}"] = moved(gather)
                     empty[f"d {array.name}"] = Size(array.dims, by_place(array, step.place), "wire")
         for name, size in empty.items():
-            self.arrays.append(Live(f"{EMPTY}{name}", size, 0, self.now))
+            joined = every and bool(HEAD_WIDTHS & {*size.dims})
+            one = replace(size, joined=joined)
+            self.arrays.append(Live(f"{EMPTY}{name}", one, 0, self.now))

@@ -41,8 +41,7 @@ class Where:
     @property
     def permutes_wait(self) -> bool:
         """Whether the compiler makes no permute asynchronous."""
-        most = self.machine.chip.async_permute_chips
-        return most is not None and self.machine.chips_per_slice > most
+        return self.machine.permutes_wait
 
     @property
     def ring(self) -> Number:

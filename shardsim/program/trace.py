@@ -23,6 +23,11 @@ POSITIONS = ("seq", "keys")
 EMPTY = "ring buffer, "  # what names of arrays begin with in which rings put things together
 FEW = 4  # members of a ring, the matrix unit of each of which adds to the sum of another
 STREAM = ("batch", "seq", "embed")
+# Rows of statistics that are read as a kernel of attention wrote them, a number in the first of its
+# lanes (257 to 2,048 are turned first, whole: vit-h-14 on v4, v5e and v5p, dinov2-g-14 on v5p,
+# llama2-7b with a context axis, maxtext-22b on v4, maxtext-16b on v6e; not the 256 of ViT-22B on v4
+# and v5p and of vit-bigg, nor the 197 of vit-l-16).
+AS_IT_LIES = 256
 LITTLE = 1.05  # times its elements: what XLA leaves empty rather than turn an array
 NEVER_DENSE = frozenset({"batch", "kv", "group"})
 # Multiplications at once in a product of matrices. OpenBLAS hands larger ones to threads, which
@@ -45,6 +50,8 @@ class Size:
     # behind another in an array whose own dimension of 1 lies inside, so half of each tile is empty
     # (bf16[1,5120,32768]{2,0,1:T(2,128)(2,1)} in maxtext-16b and, with both batches, llama2-13b).
     pieces: tuple[str, tuple[str, ...]] | None = None
+    joined: bool = False  # heads lie one behind another, as rings by rows make them
+    turned: str = ""  # only where more than `AS_IT_LIES` of these are turned before they are read
 
     def __post_init__(self) -> None:  # sizes are looked up more often than anything else
         known = hash(
@@ -57,6 +64,8 @@ class Size:
                 self.others,
                 self.many,
                 self.pieces,
+                self.joined,
+                self.turned,
             )
         )
         object.__setattr__(self, "_hash", known)
@@ -108,7 +117,7 @@ class Measure:
             width = self.widths[size.width] if isinstance(size.width, str) else size.width
             known = self.sizes.moved(size.dims, size.by) * width
             if self.tiled:
-                known = known * self._filled(size)
+                known = known * (self._joined(size) if size.joined else self._filled(size))
             if size.several:
                 known = known * self.sizes.several(size.several)
             if size.alone:
@@ -119,6 +128,9 @@ class Measure:
                 known = known * np.greater(self.sizes.members(size.many), FEW)
             if size.pieces:
                 known = known * np.where(self.sizes.part(*size.pieces) % ROWS, 2.0, 1.0)
+            if size.turned:
+                rows = self._length(size, size.turned)
+                known = known * np.greater(rows, AS_IT_LIES)
             self.known[size] = known
         return known
 
@@ -186,9 +198,13 @@ class Measure:
             return 1.0
         size, result = Size(array.dims, array.splits, "wire"), array.keep == "context"
         if ring and not result and "head_dim" in array.dims:
-            width = reduce(mul, (self._length(size, d) for d in array.dims[len(STREAM) - 1 :]))
-            return in_lanes(width) * in_rows(self._length(size, array.dims[1]))
+            return self._joined(size)
         return self._filled(size, kept=not result)
+
+    def _joined(self, size: Size) -> Number:
+        """Return how many times its elements an array takes whose heads lie one behind another."""
+        width = reduce(mul, (self._length(size, d) for d in size.dims[len(STREAM) - 1 :]))
+        return in_lanes(width) * in_rows(self._length(size, size.dims[1]))
 
     def _length(self, size: Size, d: str) -> Number:
         return self.sizes.part(d, [axis for axis, other in size.by if other == d])

@@ -11,7 +11,7 @@ from shardsim.program.across import gathers, on_tensor, summed_over_tensor
 from shardsim.program.ring_lives import RingLives
 from shardsim.program.sized import WIDE, by_place, in_tiles, moved, stored, width_of
 from shardsim.program.sizes import BLOCK, role_of
-from shardsim.program.trace import Live, Size, Trace
+from shardsim.program.trace import POSITIONS, Live, Size, Trace
 
 STILL = ", still"  # what names end with of arrays that are gathered for some readers, and stay
 
@@ -154,6 +154,7 @@ class Tracer(RingLives):
         """Run an op's gradient."""
         op = step.op
         d = f"d {op.out.name}"
+        self.statistics_read(step)
         self.moment(f"{op.name} gradient")
         if step.gradient_settles and op.out.stream:
             self.named.pop(self.root(f"{d}, partial"), None)
@@ -161,15 +162,13 @@ class Tracer(RingLives):
         if self.waits and op.product:
             self.wait(step)
         if self.passes.mlp_waits and not self.ring:
-            self.wait_for_scores(step)
+            self.wait_for_attention(step)
         if op.product or op.kernel or op.needs:
             self.read(op.out, step.gradient_gathers, "d ")
         if op.unit == "attention" and not op.kernel:
             self.softmax(op)
         if not (self.signs and op.stream.fused_reads):
             self.operands(op.needs, step.gradient_gathers)
-        if f"{op.out.name}, statistics" in self.named:
-            self.named[f"{op.out.name}, statistics"].last = self.now
         first = self.now
         wanted = [array for array in op.ins if array.trained and not array.weight]
         apart = op.product and len(wanted) < len(op.ins) and not self.ring
@@ -178,11 +177,48 @@ class Tracer(RingLives):
             self.read(op.out, step.gradient_gathers, "d ")
             self.operands([array for array in op.needs if array.weight], step.gradient_gathers)
         for array in wanted:
+            if array is not wanted[0] and op.product and {*POSITIONS} <= {*op.out.dims}:
+                self.second_operand(step, array)
             self.gradient(array, step)
         if apart and not self.passes.weights_first and self.passes.head_last:
             self.weight_last(step)
         else:
             self.of_weights(step, first)
+
+    def statistics_read(self, step: Step) -> None:
+        """Read what a kernel kept of each row, and turn it, before the gradient's kernel runs: that
+        reads one number of a row."""
+        op = step.op
+        statistics = self.named.get(f"{op.out.name}, statistics")
+        if statistics is None:
+            return
+        self.moment(f"{op.name} gradient, of its statistics")
+        self.read(op.out, step.gradient_gathers, "d ")
+        self.operands(op.needs, step.gradient_gathers)
+        statistics.last = self.now
+        size = replace(statistics.size, turned="seq")
+        self.passing(f"{statistics.name}, turned", size, self.passes.lanes)
+
+    def second_operand(self, step: Step, array: Array) -> None:
+        """Begin the gradient of a product's second operand: keys, which are not read for it."""
+        self.moment(f"{step.op.name} gradient, of {array.name}")
+        self.read(step.op.out, step.gradient_gathers, "d ")
+        self.softmax(step.op)
+        others = [one for one in step.op.needs if one.name != array.name]
+        self.operands(others, step.gradient_gathers)
+
+    def put_together_last(self, steps: Sequence[Step]) -> None:
+        """Put together what rings gathered, all at once, when gradients of weights are left alone:
+        beside the pieces of each is the whole, and what else those gradients read."""
+        self.moment("whole arrays are put together")
+        for step in steps:
+            if step.op.product and step.trained and any(array.weight for array in step.op.ins):
+                self.read(step.op.out, step.gradient_gathers, "d ")
+                activations = [array for array in step.op.ins if not array.weight]
+                self.operands(activations, step.gradient_gathers)
+        for one in [*self.arrays]:
+            if one.name.endswith(", whole") and one.last == self.now:
+                self.passing(f"{one.name}, in pieces", one.size)
 
     def operand_first(self, step: Step) -> None:
         """Make the gradient of a product's operand, before what its weight's reads is there."""
@@ -225,14 +261,15 @@ class Tracer(RingLives):
             self.touch(out.name, out)
             self.passing(again, stored(op.out), self.passes.scores_twice)
 
-    def wait_for_scores(self, step: Step) -> None:
-        """Let what gradients of an MLP's weights multiply wait for those of scores in HBM."""
+    def wait_for_attention(self, step: Step) -> None:
+        """Let what gradients of an MLP's weights multiply wait for those of attention."""
         op = step.op
         if op.product and any(array.weight for array in op.ins):
-            operands = [(array.name, array) for array in op.ins if not array.weight]
-            both = (*operands, (f"d {op.out.name}", op.out))
-            self.hidden += [(name, array) for name, array in both if "mlp" in array.dims]
-        elif op.unit == "attention" and not op.kernel:
+            waiting = [(f"d {op.out.name}", op.out)]
+            if self.passes.hidden_waits:
+                waiting += [(array.name, array) for array in op.ins if not array.weight]
+            self.hidden += [(name, array) for name, array in waiting if "mlp" in array.dims]
+        elif op.unit == "attention":
             for name, array in self.hidden:
                 self.touch(name, array)
 
@@ -240,12 +277,14 @@ class Tracer(RingLives):
         """Let what gradients of weights multiply wait for the rings of the next products back."""
         op = step.op
         operands = tuple(array.name for array in op.ins if not array.weight)
-        if operands != self.rings:
+        rings = len(operands) < len(op.ins)
+        if rings and operands != self.rings:
             self.rings, self.earlier, self.current = operands, self.current, []
-        for other in self.earlier:
+        for other in self.earlier if rings else (*self.earlier, *self.current):
             self.read(other.op.out, other.gradient_gathers, "d ")
             self.operands(other.op.needs, other.gradient_gathers)
-        self.current.append(step)
+        if rings:
+            self.current.append(step)
 
     def gradient(self, array: Array, step: Step) -> None:
         """Make the gradient of an operand."""
@@ -278,7 +317,8 @@ class Tracer(RingLives):
                     f"{target}, partial", Size(whole.dims, by_place(whole, place), width_of(whole))
                 )
         else:
-            self.make(target, stored(whole))
+            apart = op.unit == "attention" and op.product and whole.name in self.turned
+            self.make(target, replace(stored(whole), width=WIDE) if apart else stored(whole))
             for transfer in step.gathers:  # whole, of keys of the whole sequence
                 if transfer.array == array.name and role_of(transfer.axes) == "context":
                     self.passing(f"{target}, whole", moved(transfer))
@@ -302,9 +342,7 @@ class Tracer(RingLives):
         in the matmul that reads it, from the float32 logits (llama3-8b and llama3-70b on tpu7x,
         maxtext-22b left to the partitioner).
         """
-        passes = self.passes
-        written = not passes.ring_pieces or passes.logits_apart
-        pieces = passes.narrow_logits or (bool(self.ring) and written)
+        pieces = self.passes.narrow_logits or (bool(self.ring) and self.gradient_written)
         found: dict[str, Live] = {}
         for step in steps:
             activations = [array for array in step.op.ins if not array.weight]
@@ -321,8 +359,9 @@ class Tracer(RingLives):
             found[f"d {out.name}"] = Live(f"d {out.name}, for the head", result, 0, 0)
         return list(found.values())
 
-    def trace(self, ahead: int) -> Trace:
-        """Return all of it: whole weights and gradients take their places, round the loop."""
+    def trace(self, ahead: int, carried: bool = True) -> Trace:
+        """Return all of it: whole weights and gradients take their places, and if they are
+        `carried`, round the loop."""
         arrays = [one for one in self.arrays if not self.is_there(one)]
         arriving = [(f"{n}, gathered", *uses) for n, uses in self.whole.items()]
         leaving = [(f"d {n}, whole", *span) for n, span in self.gradients.items()]
@@ -333,7 +372,8 @@ class Tracer(RingLives):
                 start, stop = (times[index], last) if by <= 0 else (last, times[index])
                 if rounds:
                     arrays.append(Live(name, size, start, self.now))
-                    arrays.append(Live(name, size, 0, stop))
+                    if carried:
+                        arrays.append(Live(name, size, 0, stop))
                 else:
                     arrays.append(Live(name, size, start, stop))
         return Trace(tuple(self.labels), tuple(arrays))
