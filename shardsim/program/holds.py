@@ -54,6 +54,9 @@ class Passes:
     # others some wait too (vit-h-14 on v4, vit-bigg on v5e and vit-l-16 on v4 and v5p, with scores
     # in HBM and with the kernel; not mae-l-16 on v6e).
     mlp_waits: bool = False
+    # So of a kernel, where a layer has one and attends to all tokens (not where frames attend to
+    # frames and locations to locations, and both are exchanged, on v5p).
+    mlp_waits_for_kernels: bool = False
     # With what that of the last one multiplies; without prefetching that one comes at once
     # (vit-h-14 on v4 and v5p, vit-bigg on v5e).
     hidden_waits: bool = False

@@ -81,6 +81,9 @@ def layer_trace(
         and passes.mlp_again_first
         and not (mode.prefetch or mode.scores_lead),
         mlp_waits=waits,
+        mlp_waits_for_kernels=waits
+        and not model.attends
+        and _kernels(model, attention, layer) == 1,
         hidden_waits=waits and mode.prefetch,
         places_last=passes.places_last and mode.waits and mode.rows,
     )
@@ -115,6 +118,13 @@ def _passes_round(model: Model, attention: str, layer: int, kind: Kind) -> bool:
     return any(
         step.op.passed for step in derived_blocks(model, attention, kind).layers[layer].steps
     )
+
+
+@lru_cache(maxsize=1024)
+def _kernels(model: Model, attention: str, layer: int) -> int:
+    """Return how many kernels of attention a layer has."""
+    ops = graph(model, attention).layers[layer][0].part.ops
+    return sum(op.kernel is not None and op.kernel.mask is not None for op in ops)
 
 
 @lru_cache(maxsize=4096)

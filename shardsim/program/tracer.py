@@ -269,7 +269,7 @@ class Tracer(RingLives):
             if self.passes.hidden_waits:
                 waiting += [(array.name, array) for array in op.ins if not array.weight]
             self.hidden += [(name, array) for name, array in waiting if "mlp" in array.dims]
-        elif op.unit == "attention":
+        elif op.unit == "attention" and (self.passes.mlp_waits_for_kernels or not op.kernel):
             for name, array in self.hidden:
                 self.touch(name, array)
 
