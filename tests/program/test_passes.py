@@ -57,6 +57,7 @@ RINGS = rings("vit-22b", "v4:4x4x4", overlap={"weights": False})
 STOPPED = rings("maxtext-16b", "v5e:4x8")
 LEFT = rings("vit-22b", "v4:4x4x4", execution="partitioned")
 OFFLOADED = rings("vit-22b", "tpu7x:4x4x4", EMBED_SHARDED, overlap={"gradients": False})
+BESIDE = rings("llama3-8b", "tpu7x:4x4x4", overlap={"matmul": "off"})
 NARROW = rings("vit-bigg", "v5e:4x4", attention="flash")  # heads of 104
 IN_8_BITS = rings("maxtext-16b", "v5e:4x4", precision={"compute": "int8"})
 # Attention through 16 frames.
@@ -186,6 +187,7 @@ def test_every_rule_is_used_and_says_where_it_was_seen() -> None:
             STOPPED,
             LEFT,
             OFFLOADED,
+            BESIDE,
             WAITING,
             PACKED,
             AWAY,
