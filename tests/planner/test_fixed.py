@@ -134,7 +134,7 @@ def test_every_role_can_be_held_by_either_name() -> None:
             "fix: context.keys: 'rings' is not possible; did you mean 'ring'?",
         ),
         ("attention", "flush", "fix: attention: 'flush' is not possible; did you mean 'flash'?"),
-        ("overlap.matmul", False, "fix: overlap.matmul: False is not possible"),
+        ("overlap.matmul", False, "fix: overlap.matmul: false is not possible"),
         ("precision.compute", "fp8", "precision.compute: v5e has no fp8; choose from: bf16, int8"),
         ("precision.state", "f16", "fix: precision.state: 'f16' is not possible"),
     ],

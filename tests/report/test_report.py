@@ -305,7 +305,7 @@ def test_a_report_of_gpus_speaks_of_nodes_and_of_measured_kernels(tmp_path: Path
         assert word not in page.words
     for word in ("2 of the 2 chips of a node", "2 nodes over the network between nodes"):
         assert word in page.words
-    assert "Priced from kernels measured on the chip, done as emitted" in page.words
+    assert "priced from kernels measured on the chip, and scheduled as emitted" in page.words
 
 
 def test_long_tables_are_folded_and_whole(both: tuple[str, str]) -> None:
