@@ -8,36 +8,31 @@ docs/runs.md; what it says that is not modelled is refused.
 from __future__ import annotations
 
 import re
-from bisect import bisect
 from collections.abc import Mapping
 from dataclasses import replace
-from math import gcd, prod
+from math import prod
 from typing import Any
 
-from shardsim.cost.predict import hbm_of
 from shardsim.errors import FileError, ShardsimError
-from shardsim.machine import Chip, Machine, default_slice, load_chip
+from shardsim.machine import Chip, Machine, load_chip
 from shardsim.model import Model
-from shardsim.plan.layout import EMBED_SHARDED, REPLICATED, SEQUENCE_SHARDED
 from shardsim.plan.precision import DTYPE_BYTES
-from shardsim.plan.resolve import AXIS_NAMES, rules_data
 from shardsim.validate.dims import model_of, sequence_of, with_printed_slots
 from shardsim.validate.figures import accounting_of, measured_of
 from shardsim.validate.formats import optimizer_of, precision_of
 from shardsim.validate.job import batch_of, machine_of
+from shardsim.validate.laid_out import anywhere, context_of, mesh_of, one_by_one
 from shardsim.validate.libraries import (
     ATTENTION_KEPT,
-    FULL,
-    TRAINER,
     Library,
     every_second_product,
     implementation_of,
     kernel_of,
     library_of,
-    paper_before,
 )
+from shardsim.validate.remat_fits import fits, that_fits
 from shardsim.validate.remat_words import remat_of
-from shardsim.validate.rows import REST, Run, read_run
+from shardsim.validate.rows import Run, read_run
 from shardsim.validate.split_words import Said, split_of
 from shardsim.validate.unread import (
     LIBRARY_KEYS,
@@ -49,39 +44,22 @@ from shardsim.validate.unread import (
     refuse_splits,
     tricks_of,
 )
-from shardsim.validate.words import UNSAID, shown, whole
+from shardsim.validate.words import UNSAID, lower, shown, whole
 
 FILLED = "a row in the words of its source: what it leaves open is filled as docs/runs.md says"
 # What marks a row of prose: keys that rows of `shardsim.validate.rows` do not have.
 _KEYS = ("chip", "chips", "dims", "parallelism", "global_batch", "seq", "tricks")
 NO_BATCH = "global_batch: missing, and no per_device_batch either"
-# How a context axis attends, by the words for it; without such an axis nothing is known of it.
-_ATTENDS = (
-    (r"ulysses|all[- ]to[- ]all", "ulysses", "Ulysses (all-to-all of heads)"),
-    (r"\bring\b(?![- ]all)|ring[-_]?attention|striped|zig-?zag", "ring", "ring attention"),
-)
-# Words for tokens that are dealt so that all have as much to do; experts' loads are another matter.
-# The last is MaxText's key, which deals them so unless it is told otherwise.
-_DEALT = (
-    r"(?<!no )(?<!not )(?<!without )(striped|zig-?zag"
-    r"|load[- ]balanc\w*\b(?![- ](loss|expert|rout))|context[ _]parallel[ _]strategy)"
-)
 # Words of a split without sizes.
 _SPLIT_WORDS = (
     r"data|fsdp|zero|shard|tensor|model|mesh|megatron|pipeline|replic|\b[tdpce]p\b|ddp|spmd|gspmd"
     r"|unknown|not (stated|published)"
 )
-# A tensor axis over which the residual stream is split by tokens, not by embed.
-_BY_TOKENS = r"(?<!no )(?<!without )sequence[- _]parallel|tensor_sequence"
-_WHOLE = r"\b(no|without) sequence[- _]parallel"  # over which it is split by nothing
-_SPLIT_BY_TOKENS = "2205"  # since sequence parallelism on GPUs, arXiv 2205.05198
 # Collective matmul, as libraries of GPUs call it.
 _RINGS = (
     r"(?<!no )(?<!without )"
     r"(async[- _]?(tp|tensor)|(tp|tensor)[- _](comm\w*[- _])?overlap|user[- _]?buffers)"
 )
-# Sizes that a source does not state: of a tensor axis; chips and images a step of a row without.
-_TENSOR_SIZES, _CHIPS, _BATCHES = (1, 2, 4, 8, 16), (256, 512, 1024), (4096, 16384, 65536)
 _ROW_COUNTS = {
     "microbatches": "microbatches",
     "gradient_accumulation_steps": "microbatches",
@@ -137,69 +115,15 @@ def from_prose(row: Mapping[str, Any], where: str) -> Run:
     run = read_run(data, where)
     library, row = _library(row), _with_usual_keys(row)
     try:
-        if library and data.get("remat") == library.remat and _unsaid(row) and not _fits(run):
-            run = _that_fits(run, data, library, where, notes)
+        if library and data.get("remat") == library.remat and _unsaid(row) and not fits(run):
+            run = that_fits(run, data, library, where, notes)
     except ShardsimError as error:
         raise FileError(f"{where} ({run.id[:60]!r}): {error}") from None
     if not run.measured and (said := row.get("measured")):
         notes.append(f"measured: no rate is read of {', '.join(map(str, said))[:120]}")
-    words = f"{_lower(row, 'tricks')} {_lower(row, 'parallelism')}"
+    words = f"{lower(row, 'tricks')} {lower(row, 'parallelism')}"
     made = implementation_of(library, run.plans[0].machine.chip, str(row.get("model") or ""), words)
     return replace(run, notes=tuple(notes), implementation=made)
-
-
-def _that_fits(
-    run: Run, data: Mapping[str, Any], library: Library, where: str, notes: list[str]
-) -> Run:
-    """Return a run whose remat is not stated and whose library's own does not fit, as it may have
-    run: with what the library offloads, or with the least recomputation that fits.
-
-    A library that computes layers again one by one has as few of them as must be. Over stages, of
-    which each has other ones, and where its recipes compute small parts of layers instead, it is
-    taken to keep what it does by itself.
-    """
-    if library.by_block:
-        return _by_block(run, data, library, where, notes)
-    if library.offloads:
-        other = read_run({**data, "remat": library.offloads}, where)
-        how = (
-            "whole layers again do not fit: what layers start from and queries, keys and values "
-            "wait in the host's memory"
-        )
-    else:
-        other = read_run({key: value for key, value in data.items() if key != "remat"}, where)
-        how = "what its library keeps does not fit: the least recomputation that fits"
-    if not _fits(other):
-        return run
-    notes.append(f"remat: not stated, and {how}")
-    return other
-
-
-def _by_block(
-    run: Run, data: Mapping[str, Any], library: Library, where: str, notes: list[str]
-) -> Run:
-    """Return a run that computes as few whole layers again as must be."""
-    plan = run.plans[0]
-    if any(axis.name == AXIS_NAMES["pipeline"] for axis in plan.mesh):
-        notes.append("remat: not stated; what its library keeps does not fit as predicted")
-        return run
-
-    def again(few: int) -> Run:
-        groups = [{"layers": few, **FULL}, {"layers": plan.model.layers - few, **library.remat}]
-        kept = FULL if few == plan.model.layers else groups
-        return read_run({**data, "remat": kept}, where)
-
-    if not _fits(again(plan.model.layers)):
-        return run
-    choices = range(plan.model.round_layers, plan.model.layers, plan.model.round_layers)
-    place = bisect(choices, False, key=lambda few: _fits(again(few)))
-    few = choices[place] if place < len(choices) else plan.model.layers
-    notes.append(f"remat: not stated; {few} whole layers again, as few as let it fit")
-    return again(few)
-
-
-def _fits(run: Run) -> bool:
-    return any(hbm_of(plan, TRAINER).fits for plan in run.plans)
 
 
 def _unsaid(row: Mapping[str, Any]) -> bool:
@@ -228,7 +152,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     said = {"parallelism": split.text, "attention": kernel, "tricks": words or ""}
     refuse_splits(said, model)
     refuse_other_runs(row)
-    context = _context(said, split, model, str(row.get("notes") or ""), library)
+    context = context_of(said, split, model, str(row.get("notes") or ""), library)
     if whole_square and model.causal:
         model = replace(model, causal=False)  # the kernel computes every block
     machine = machine_of(row, chip, prod(split.sizes.outside.values()), notes)
@@ -236,7 +160,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     notes += _notes_on_split(row, split)
     _count(row, split, words or "")
     if model.experts is not None and model.experts.soft_slots:
-        machine = _one_by_one(split, machine, chip, model.experts.number, notes)
+        machine = one_by_one(split, machine, chip, model.experts.number, notes)
     batch = _batch(row, split, machine, sequence, notes)
     precision = str(row.get("precision") or "").lower()
     attention = f"{words or ''} {kernel} {row.get('remat')}".lower()
@@ -247,7 +171,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         "attention": kernel_of(chip, sequence, attention, library, str(row.get("source"))),
         "overlap": _overlap(chip, words, f"{split.text} {precision}", library, model),
         "precision": precision_of(
-            chip, precision, f"{precision} ; {words or ''} ; {_lower(row, 'optimizer')}", library
+            chip, precision, f"{precision} ; {words or ''} ; {lower(row, 'optimizer')}", library
         ),
         "optimizer": optimizer_of(f"{row.get('optimizer') or ''} {precision}".lower(), library),
         "fused_projections": model.parallel_block and "fused qkv" in (words or ""),
@@ -264,13 +188,13 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     if remat is not None:
         data["remat"] = remat
     if machine is None:
-        return data | _anywhere(row, split, chip, batch, library) | own
+        return data | anywhere(row, split, chip, batch, library) | own
     if batch is None:
         raise FileError(NO_BATCH)
     inside = bool(library and library.whole_experts)
     if chip.kind == "gpu" and (folded := split.fold(machine.devices, inside)):
         notes.append(folded)
-    placed = _mesh(split, machine, batch, model, library, row)
+    placed = mesh_of(split, machine, batch, model, library, row)
     return data | {"machine": machine.name, "batch": batch} | placed | own
 
 
@@ -282,7 +206,7 @@ def _checked(row: Mapping[str, Any], notes: list[str]) -> Mapping[str, Any]:
         raise FileError("missing key 'chip'")
     stated = any(row.get(key) is not None for key in ("global_batch", "per_device_batch"))
     batch_words = r"\b(gbs|global_batch_size)\b"
-    if row.get("chips") and not stated and not re.search(batch_words, _lower(row, "parallelism")):
+    if row.get("chips") and not stated and not re.search(batch_words, lower(row, "parallelism")):
         raise FileError(NO_BATCH)
     for key in LIBRARY_KEYS[:-1]:  # software may be a version of anything
         if row.get(key) and library_of("", str(row[key])) is None:
@@ -312,20 +236,6 @@ def _batch(
     if said and batch != said:
         notes.append(f"parallelism: its batch, {said}, is not that of global_batch")
     return batch
-
-
-def _anywhere(
-    row: Mapping[str, Any], split: Said, chip: Chip, batch: int | None, library: Library | None
-) -> dict[str, Any]:
-    """Return machines, batches and the mesh of a row that does not state its chips."""
-    slices = [default_slice(chip, count).name for count in _CHIPS]
-    rest = split.rest(chip, library) or "data"
-    return {
-        "machine": slices,
-        "batch": batch or list(_BATCHES),
-        "mesh": {AXIS_NAMES[rest]: REST},
-        **_rules(split, {AXIS_NAMES[rest]}, chip, library, row),
-    }
 
 
 def _kernel(given: Any) -> tuple[str, bool]:
@@ -370,46 +280,6 @@ def _remat(
     return remat
 
 
-def _one_by_one(
-    split: Said, machine: Machine | None, chip: Chip, experts: int, notes: list[str]
-) -> Machine:
-    """Return the slice of a row with soft experts, and split them where the row does not say how:
-    there are as many as devices, or as divide them, and all else is replicated, as in the code of
-    the paper (`params_axis_resources` in the configs of google-research/vmoe)."""
-    if machine is None:
-        machine = default_slice(chip, max(1, experts // chip.devices_per_chip))
-        notes.append("chips: not stated; one device for each expert")
-    if not (split.sizes.inside or split.sizes.outside or split.sizes.rest):
-        split.sizes.add("expert", gcd(experts, machine.devices_per_slice))
-        split.sizes.rest, split.replicated = "data", True
-    return machine
-
-
-def _context(
-    said: Mapping[str, str], split: Said, model: Model, notes: str, library: Library | None
-) -> dict[str, Any]:
-    """Return how a context axis attends, as a row or its library says.
-
-    Raises `FileError` where a row says how and has none.
-    """
-    for pattern, keys, what in _ATTENDS:
-        for key, text in said.items():
-            if not re.search(pattern, text):
-                continue
-            if "context" in split.sizes.inside:
-                every = f"{' '.join(said.values())} {notes}".lower()
-                found: dict[str, Any] = {"keys": keys}
-                if keys == "ring":
-                    found["order"] = "striped" if re.search(_DEALT, every) else "contiguous"
-                if keys == "ring" and re.search(r"without overlap|not overlap", every):
-                    found["overlap"] = False
-                return {"context": found}
-            if keys == "ring" or model.experts is None:  # experts' tokens are exchanged too
-                raise FileError(f"{key}: not modelled: {what} without a context axis")
-    usual = library.context if library else {}
-    return {"context": usual} if usual and "context" in split.sizes.inside else {}
-
-
 def _chip_name(row: Mapping[str, Any], library: Library | None) -> str:
     """Return the chip of a row; its notes may say that it is another of the same name, and so may
     what is known of its library's runs."""
@@ -418,88 +288,6 @@ def _chip_name(row: Mapping[str, Any], library: Library | None) -> str:
     if name.lower() == "h100" and slower:
         return "h100-500w"
     return library.chips.get(name.lower(), name) if library else name
-
-
-def _mesh(
-    split: Said,
-    machine: Machine,
-    batch: int,
-    model: Model,
-    library: Library | None,
-    row: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Return mesh, rules and pipeline of a row whose slices are known."""
-    if split.unknown_tensor:
-        sizes = [
-            size
-            for size in _TENSOR_SIZES
-            if model.heads % size == 0 and machine.devices_per_slice % size == 0
-        ]
-        return {"mesh": {"fsdp": REST, "model": sizes}}
-    mesh = split.sizes.mesh(machine, split.rest(machine.chip, library))
-    mesh = library.placed(mesh, machine) if library and machine.slices == 1 else mesh
-    found = {axis.name: axis.size for axis in mesh}
-    groups = prod(found.get(axis, 1) for axis in ("data", "fsdp", "expert"))
-    if batch == 1 < groups:
-        raise FileError(f"parallelism: how {groups} devices share one sequence is not said")
-    data: dict[str, Any] = {
-        "mesh": {axis.name: {"size": axis.size, "torus": dict(axis.torus)} for axis in mesh},
-        **_rules(split, set(found), machine.chip, library, row),
-    }
-    stages = found.get("stage", 1)
-    if "microbatches" in split.counts:
-        data["microbatches"] = split.counts["microbatches"]
-    elif each := split.counts.get("microbatch", library.microbatch if library else 0):
-        data["microbatches"] = max(1, round(batch / (groups * each)))
-    elif stages > 1:
-        most = stages * (library.microbatches_per_stage if library else 4)
-        data["microbatches"] = _divisor(max(1, batch // groups), most)
-    if library and stages > 1:
-        data |= library.over_stages
-    if split.zero == 2:
-        if stages > 1:
-            raise FileError("parallelism: not modelled: ZeRO-2 over pipeline stages")
-        data["accumulation"] = "scattered"
-    return data | {"pipeline_interleave": split.counts.get("vpp", 1)}
-
-
-def _divisor(number: int, most: int) -> int:
-    """Return the largest divisor of `number` up to `most`; `most` itself where that is half or less
-    of it, as then sequences do not come out even anyway."""
-    found = next(one for one in range(min(number, most), 0, -1) if number % one == 0)
-    return found if 2 * found > min(number, most) else min(number, most)
-
-
-def _rules(
-    split: Said, names: set[str], chip: Chip, library: Library | None, row: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return rules where they are not the usual ones: of data parallelism only, of Megatron's
-    expert axis, over which all but the experts is replicated (arXiv 2504.14960, section 3), and of
-    a tensor axis of GPUs, over which the residual stream is split by tokens (arXiv 2205.05198; by
-    nothing in papers before). Optimizer state is split over data unless the row says that nothing
-    is (ZeRO stage 0)."""
-    gpu = chip.kind == "gpu"
-    apart = split.replicated or bool(library and library.state_over_data)
-    said = f"{split.text} {' '.join(split.sizes.keys)} {_lower(row, 'tricks')}"
-    residual = EMBED_SHARDED
-    if re.search(_WHOLE, said):
-        residual = REPLICATED
-    elif re.search(_BY_TOKENS, said):
-        residual = SEQUENCE_SHARDED
-    elif gpu:
-        early = paper_before(str(row.get("source") or ""), _SPLIT_BY_TOKENS)
-        residual = REPLICATED if early else SEQUENCE_SHARDED
-    unusual = residual != EMBED_SHARDED and "model" in names
-    if not (apart or unusual or (gpu and "expert" in names)):
-        return {}
-    rules = rules_data(
-        names,
-        residual=residual,
-        optimizer_over_data=apart and split.zero != 0,
-        context_shards_parameters=not apart,
-        expert_shards_parameters=False,
-    )
-    return {"rules": rules}
 
 
 def _overlap(
@@ -534,7 +322,3 @@ def _switches(words: str, notes: list[str]) -> dict[str, Any]:
     elif "num_vocab_tiling" in words:
         notes.append("tricks: num_vocab_tiling without a whole number below 10,000; left out")
     return data
-
-
-def _lower(row: Mapping[str, Any], key: str) -> str:
-    return str(row.get(key) or "").lower()

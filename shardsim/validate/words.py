@@ -262,3 +262,8 @@ def _fill(sizes: dict[str, int], machine: Machine, left: int, rest: str | None) 
     if rest is None:
         rest = "fsdp" if left == machine.chip.devices_per_chip else "data"
     sizes[rest] = sizes.get(rest, 1) * left
+
+
+def lower(row: Mapping[str, Any], key: str) -> str:
+    """Return what a row says under a key, in small letters."""
+    return str(row.get(key) or "").lower()
