@@ -82,6 +82,18 @@ class Account(Stays):
 
         return _where(self.ring, of_ring)
 
+    @property
+    def modes(self) -> list[Mode]:
+        """How the plans run: of a single one, its only mode."""
+        found: list[Mode] = []
+
+        def note(mode: Mode) -> Number:
+            found.append(mode)
+            return 0.0
+
+        self.by_mode(note)
+        return found
+
     @cached_property
     def scores_lead(self) -> Number:
         """Whether scores in HBM are more than `LEAD` times as large as a parallel block's hidden
@@ -358,11 +370,7 @@ class Account(Stays):
     def listed(self, moment: int, peak_bytes: float) -> list[Held]:
         """Return all that a single plan's HBM holds at its fullest at a moment of `MOMENTS`; what
         the compiler does without when memory is scarce is taken off in the end."""
-        name = RINGS.get(self.kind.residual, "") if bool(self.ring) else ""
-        rows = bool(self.by_rows) and name == "sequence"
-        prefetch = bool(self.layout.weights_overlap)
-        lead = bool(self.scores_lead) and not prefetch
-        mode = Mode(name, rows, prefetch, bool(self.quiet), lead, self.machine.permutes_wait)
+        (mode,) = self.modes
         trace, gone, measure = self.ends(mode).trace, 0.0, self.measure
         if moment == 0:
             found = [

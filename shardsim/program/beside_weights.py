@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from shardsim.plan.layout import somewhere
-from shardsim.program.rings import runs_as_ring
+from shardsim.program.rings import parted
 from shardsim.program.rules import Where
 from shardsim.program.schedule import Await, Block, Start, Task
-from shardsim.program.tasks import Collective, Compute
+from shardsim.program.tasks import Compute, makes_weight_gradient, moves_over_tensor
 from shardsim.records import replace
 
 SETTLING = ("reduce-scatter", "all-reduce")
@@ -36,18 +36,16 @@ def _beside(block: Block, where: Where) -> Iterator[Task]:
     waits: list[Task] = []  # for what the products held back read
     held: list[Task] = []
     for task in block.tasks:
-        if isinstance(task, Compute) and task.of_weights and task.kind == "matmul":
+        if makes_weight_gradient(task):
             held.append(task)
             continue
-        if not isinstance(task, Collective) or task.role != "tensor" or task.purpose != "block":
+        if not moves_over_tensor(task):
             if isinstance(task, Compute) and task.kind == "attention":
                 yield from waits + held
                 waits, held = [], []
             yield task
             continue
-        ring = runs_as_ring(task, where.layout)
-        apart = replace(task, count=task.count * np.logical_not(ring))
-        rung: list[Task] = [replace(task, count=task.count * ring)] if somewhere(ring) else []
+        apart, rung = parted(task, where.layout)
         if task.kind in SETTLING:
             yield from [*waits, *rung, Start(task=apart), *held, Await(name=task.name)]
             waits, held = [], []

@@ -24,7 +24,7 @@ import numpy as np
 
 from shardsim.plan.layout import Layout, Number, somewhere
 from shardsim.program.schedule import Await, Block, Start, Task
-from shardsim.program.tasks import KEYS, Collective, Compute
+from shardsim.program.tasks import KEYS, Collective, Compute, makes_weight_gradient
 
 LAYERS = ("forward", "backward")
 
@@ -74,7 +74,7 @@ def scattered_beside_queries(tasks: Sequence[Task]) -> list[Task]:
     ends: list[int] = []  # of what reads them, and of what queries' gradient has to do
     for after in (*at, None):
         begin = ends[-1] + 1 if after is None else after + 1
-        weights = (n for n, task in enumerate(tasks[begin:], begin) if _of_weights(task))
+        weights = (n for n, task in enumerate(tasks[begin:], begin) if makes_weight_gradient(task))
         if (end := next(weights, None)) is None or (not ends and end > at[1]):
             return [*tasks]
         ends.append(end)
@@ -101,10 +101,6 @@ def behind_keys(ahead: Sequence[Task], tasks: Sequence[Task]) -> list[Task]:
     later = [task for task in ahead if place and isinstance(task, Start) and task.when != "first"]
     first = [task for task in ahead if not any(task is one for one in later)]
     return [*first, *tasks[:place], *later, *tasks[place:]]
-
-
-def _of_weights(task: Task) -> bool:
-    return isinstance(task, Compute) and task.of_weights and task.kind == "matmul"
 
 
 def _beside_all(task: object, kind: str) -> TypeGuard[Collective]:

@@ -34,7 +34,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from shardsim.plan.layout import EMBED_SHARDED, Layout, Number
+from shardsim.plan.layout import EMBED_SHARDED, Layout, Number, somewhere
 from shardsim.plan.plan import MATMUL_OVERLAP
 from shardsim.plan.precision import DTYPE_BYTES
 from shardsim.program.schedule import Await, Move, Repeat, Start, Task, Work
@@ -54,6 +54,13 @@ def runs_as_ring(task: Collective, layout: Layout) -> Number:
         return 0
     wanted = np.greater(layout.matmul_overlap, 0) & np.greater(layout.role(task.role).size, 1)
     return wanted & np.greater(task.count, 0)
+
+
+def parted(task: Collective, layout: Layout) -> tuple[Collective, list[Task]]:
+    """Return a collective where it is no ring, perhaps nowhere, and where it is one, if it is."""
+    on = runs_as_ring(task, layout)
+    apart = replace(task, count=task.count * np.logical_not(on))
+    return apart, [replace(task, count=task.count * on)] if somewhere(on) else []
 
 
 def ring(task: Collective, partners: Sequence[Compute], layout: Layout, on: Number) -> list[Task]:

@@ -10,15 +10,12 @@ is hidden.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeGuard
-
-import numpy as np
 
 from shardsim.plan.layout import Layout, somewhere
-from shardsim.program.rings import runs_as_ring
+from shardsim.program.rings import parted
 from shardsim.program.rules import Where
 from shardsim.program.schedule import Await, Block, Start, Task
-from shardsim.program.tasks import Collective, Compute
+from shardsim.program.tasks import Collective, Compute, makes_weight_gradient, moves_over_tensor
 from shardsim.records import replace
 
 
@@ -39,7 +36,7 @@ def run_beside_sparse_cores(block: Block, where: Where) -> Block:
     if layout.partitioned or somewhere(layout.split_backward):
         return block
     computes = {task.name: task for task in block.tasks if isinstance(task, Compute)}
-    moves = [task for task in block.tasks if _over_tensor(task)]
+    moves = [task for task in block.tasks if moves_over_tensor(task)]
     gradients = [task for task in moves if _gathers_a_gradient(task, computes)]
     if len(gradients) != 2 or moves[-1].kind != "reduce-scatter":
         return block
@@ -53,7 +50,7 @@ def _input_beside_gradient(
     """Return tasks with the last input that is gathered again beside the first product that reads
     the gradient; that is gathered before it."""
     at = tasks.index(gradient)
-    before = [n for n, task in enumerate(tasks[:at]) if _over_tensor(task) and _gathers(task)]
+    before = [n for n, task in enumerate(tasks[:at]) if moves_over_tensor(task) and _gathers(task)]
     readers = [n for n, task in enumerate(tasks) if getattr(task, "name", "") in gradient.partners]
     if not before or not readers:
         return tasks
@@ -76,7 +73,7 @@ def _beside_weights(
     held: list[Task] = []
     last = max(tasks.index(move) for move in moves)
     for task in tasks[: last + 1]:
-        if isinstance(task, Compute) and task.of_weights and task.kind == "matmul":
+        if makes_weight_gradient(task):
             held.append(task)
         elif isinstance(task, Collective) and any(task is move for move in moves):
             start, ring, end = _beside(task, layout)
@@ -89,16 +86,10 @@ def _beside_weights(
 
 def _beside(task: Collective, layout: Layout) -> tuple[list[Task], list[Task], list[Task]]:
     """Return the start of a collective, what of it is a ring, and its end."""
-    ring = runs_as_ring(task, layout)
-    apart = replace(task, count=task.count * np.logical_not(ring))
+    apart, rung = parted(task, layout)
     if not somewhere(apart.count):
         return [], [task], []
-    rung: list[Task] = [replace(task, count=task.count * ring)] if somewhere(ring) else []
     return [Start(task=apart)], rung, [Await(name=task.name)]
-
-
-def _over_tensor(task: Task) -> TypeGuard[Collective]:
-    return isinstance(task, Collective) and (task.role, task.purpose) == ("tensor", "block")
 
 
 def _gathers(task: Collective) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from shardsim.model.blocks import Layer
 from shardsim.program.schedule import Block, Move, Number, Work
@@ -113,6 +114,16 @@ class Program:
 
 
 Task = Compute | Collective
+
+
+def makes_weight_gradient(task: object) -> TypeGuard[Compute]:
+    """Return whether it is a product that makes the gradient of a weight."""
+    return isinstance(task, Compute) and task.of_weights and task.kind == "matmul"
+
+
+def moves_over_tensor(task: object) -> TypeGuard[Collective]:
+    """Return whether it moves what a layer's blocks read and make over the tensor axis."""
+    return isinstance(task, Collective) and (task.role, task.purpose) == ("tensor", "block")
 
 
 def repeated(tasks: Iterable[Task], layer: Layer) -> list[Task]:
